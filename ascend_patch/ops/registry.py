@@ -1,0 +1,126 @@
+"""Which variant of each operator runs: chosen once per process, by device or by name.
+
+A variant is the module ``ascend_patch.ops.<operator>.<variant>``; it defines the functions of the operator's package
+under the same names and signatures. It is imported when it is chosen, so that a process never loads what it does not
+use. Before :func:`select` every operator runs its ``torch`` variant.
+
+Importing a variant called ``torch`` binds that name in the operator's package. The packages' ``__init__.py`` therefore
+say ``from torch import Tensor`` and never use a global called ``torch``.
+"""
+
+import difflib
+import importlib
+import importlib.util
+import logging
+from collections.abc import Mapping
+from types import ModuleType
+
+logger = logging.getLogger(__name__)
+
+OPERATORS = (
+    "adam",
+    "attention",
+    "cross_entropy",
+    "grouped_gemm",
+    "permute",
+    "rms_norm",
+    "rotary",
+    "swiglu",
+    "topk_softmax",
+)
+"""Every operator, by the name of its package."""
+
+VARIANTS = ("reference", "torch", "npu")
+"""Every variant name; ``npu`` exists only for the operators that have Ascend kernels."""
+
+_PREFERENCES = {"cpu": ("torch",), "cuda": ("torch",), "npu": ("npu", "torch")}
+
+_selected: dict[str, ModuleType] = {}
+
+
+def select(device: str, choices: Mapping[str, str] | None = None) -> dict[str, str]:
+    """Choose the variant of every operator, replacing what was chosen before.
+
+    Args:
+        device: ``"cpu"``, ``"cuda"`` or ``"npu"``; decides for the operators that ``choices`` does not name. A
+            preferred variant that cannot be loaded is passed over for the next one, with one log line.
+        choices: variant by operator, for example ``{"grouped_gemm": "reference"}``. A variant named here is used or
+            the call fails.
+
+    Returns:
+        The variant chosen for each operator, as :func:`selected` would.
+
+    Raises:
+        ValueError: unknown device, operator or variant, or a named variant that cannot be loaded. The previous
+            selection then stays as it was.
+    """
+    if device not in _PREFERENCES:
+        raise ValueError(_unknown("device", device, tuple(_PREFERENCES)))
+    choices = choices or {}
+    for operator, variant in choices.items():
+        if operator not in OPERATORS:
+            raise ValueError(_unknown("operator", operator, OPERATORS))
+        if variant not in VARIANTS:
+            raise ValueError(_unknown(f"variant of {operator}", variant, VARIANTS))
+
+    chosen: dict[str, ModuleType] = {}
+    for operator in OPERATORS:
+        if operator in choices:
+            chosen[operator] = _load_named(operator, choices[operator])
+        else:
+            chosen[operator] = _load_preferred(operator, _PREFERENCES[device])
+    _selected.clear()
+    _selected.update(chosen)
+    return selected()
+
+
+def selected() -> dict[str, str]:
+    """The variant that each operator runs now, for reports."""
+    return {operator: _variant_name(_selected.get(operator)) for operator in OPERATORS}
+
+
+def implementation(operator: str) -> ModuleType:
+    """The module whose functions the operator's public functions call."""
+    try:
+        return _selected[operator]
+    except KeyError:
+        return _selected.setdefault(operator, _load(operator, "torch"))
+
+
+def _load(operator: str, variant: str) -> ModuleType:
+    return importlib.import_module(f"ascend_patch.ops.{operator}.{variant}")
+
+
+def _load_named(operator: str, variant: str) -> ModuleType:
+    try:
+        return _load(operator, variant)
+    except ImportError as error:
+        raise ValueError(
+            f"The {variant} variant of the operator {operator} was asked for but cannot be loaded ({error}). "
+            f"It has: {', '.join(_existing(operator))}. Name one of these, or none to let the device decide."
+        ) from error
+
+
+def _load_preferred(operator: str, preferences: tuple[str, ...]) -> ModuleType:
+    *preferred, last = preferences
+    for variant in preferred:
+        try:
+            return _load(operator, variant)
+        except ImportError as error:
+            logger.warning("operator %s: no %s variant (%s), trying the next one", operator, variant, error)
+    return _load(operator, last)
+
+
+def _existing(operator: str) -> list[str]:
+    package = f"ascend_patch.ops.{operator}"
+    return [variant for variant in VARIANTS if importlib.util.find_spec(f"{package}.{variant}")]
+
+
+def _variant_name(module: ModuleType | None) -> str:
+    return "torch" if module is None else module.__name__.rpartition(".")[2]
+
+
+def _unknown(kind: str, found: str, allowed: tuple[str, ...]) -> str:
+    close = difflib.get_close_matches(found, allowed, n=1)
+    hint = f" Did you mean {close[0]!r}?" if close else ""
+    return f"Unknown {kind} {found!r}; known are {', '.join(allowed)}.{hint}"

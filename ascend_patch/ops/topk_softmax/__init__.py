@@ -1,0 +1,34 @@
+"""Routing: each token's best experts and their softmax probabilities."""
+
+from torch import Tensor
+
+from ascend_patch.ops.registry import implementation
+
+
+def topk_softmax(logits: Tensor, topk: int, pre_softmax: bool = False) -> tuple[Tensor, Tensor]:
+    """Softmax over the ``topk`` largest logits of each token, or the ``topk`` largest of the softmax over all.
+
+    The same as Megatron's ``topk_routing_with_score_function`` with ``score_function="softmax"`` and neither groups
+    nor scaling.
+
+    Args:
+        logits: ``[T, E]``, floating point.
+        topk: how many experts a token gets, at most ``E``.
+        pre_softmax: take the softmax over all experts before choosing; the probabilities then add up to less than 1.
+
+    Returns:
+        ``(routing_probs [T, E] in the dtype of logits, routing_map [T, E] bool)``, zero and False for the experts that
+        were not chosen. Which of two equal logits wins is ``torch.topk``'s choice.
+
+    The gradient flows from ``routing_probs`` to ``logits`` and is deterministic. Softmax runs in float32 (float64 for
+    float64); the relative error stays below 1e-6 (float32) and 1e-2 (bfloat16).
+
+    Raises:
+        ValueError: ``logits`` is not two-dimensional, or ``topk`` is not between 1 and ``E``.
+    """
+    if logits.dim() != 2 or not 1 <= topk <= logits.shape[1]:
+        raise ValueError(
+            f"topk_softmax: topk is {topk}, logits has shape {tuple(logits.shape)}; "
+            "logits must be [T, E] and topk between 1 and E."
+        )
+    return implementation("topk_softmax").topk_softmax(logits, topk, pre_softmax)
