@@ -1,0 +1,1 @@
+"""What is known about upstream's versions. No other package compares them."""

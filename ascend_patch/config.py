@@ -1,0 +1,92 @@
+"""Every environment variable of the project, as one frozen dataclass.
+
+Nothing else in the package reads ``os.environ`` for settings of its own; what a variable means is written
+here once and shown by ``ascend-patch doctor``.
+"""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+
+from ascend_patch.engine.errors import AscendPatchError
+
+TRUE = frozenset({"1", "true", "yes", "on"})
+FALSE = frozenset({"", "0", "false", "no", "off"})
+
+
+def _variable(name: str, meaning: str, **kwargs):
+    return field(metadata={"variable": name, "meaning": meaning}, **kwargs)
+
+
+@dataclass(frozen=True)
+class Config:
+    """Settings of one process, read once by :meth:`from_environment`."""
+
+    enabled: bool = _variable("ASCEND_PATCH", "1: activate at the end of `import torch`", default=False)
+    device: str = _variable("ASCEND_PATCH_DEVICE", "npu, cuda or cpu; empty: the best there is", default="")
+    disabled: frozenset[str] = _variable(
+        "ASCEND_PATCH_DISABLE", "ids of patches to leave out, separated by commas", default=frozenset()
+    )
+    allow_drift: bool = _variable(
+        "ASCEND_PATCH_ALLOW_DRIFT", "1: patch although upstream changed under a patch", default=False
+    )
+    ops: Mapping[str, str] = _variable(
+        "ASCEND_PATCH_OPS", "variants to force, e.g. grouped_gemm=reference,attention=torch", default_factory=dict
+    )
+    report: Path | None = _variable(
+        "ASCEND_PATCH_REPORT", "file for the JSON report of what was patched, written by rank 0", default=None
+    )
+    quiet: bool = _variable("ASCEND_PATCH_QUIET", "1: no line on standard error at start", default=False)
+
+    @classmethod
+    def from_environment(cls, environ: Mapping[str, str] = os.environ) -> "Config":
+        """Read the variables.
+
+        Raises:
+            AscendPatchError: an ``ASCEND_PATCH…`` variable that does not exist (a typing error would
+                otherwise be silent), or a value that cannot be read.
+        """
+        known = {f.metadata["variable"] for f in fields(cls)}
+        unknown = sorted(name for name in environ if name.startswith("ASCEND_PATCH") and name not in known)
+        if unknown:
+            raise AscendPatchError(
+                f"{', '.join(unknown)} is set, but ascend_patch knows no such variable. "
+                f"It reads {', '.join(sorted(known))}. Correct or unset it."
+            )
+        report = environ.get("ASCEND_PATCH_REPORT", "")
+        return cls(
+            enabled=_flag(environ, "ASCEND_PATCH"),
+            device=environ.get("ASCEND_PATCH_DEVICE", "").strip().lower(),
+            disabled=frozenset(_items(environ.get("ASCEND_PATCH_DISABLE", ""))),
+            allow_drift=_flag(environ, "ASCEND_PATCH_ALLOW_DRIFT"),
+            ops=_pairs(environ, "ASCEND_PATCH_OPS"),
+            report=Path(report) if report else None,
+            quiet=_flag(environ, "ASCEND_PATCH_QUIET"),
+        )
+
+
+def _flag(environ: Mapping[str, str], name: str) -> bool:
+    value = environ.get(name, "").strip().lower()
+    if value in TRUE:
+        return True
+    if value in FALSE:
+        return False
+    raise AscendPatchError(f"{name}={environ[name]!r} is neither on nor off. Use 1 or 0.")
+
+
+def _items(value: str) -> list[str]:
+    return [item.strip() for item in value.split(",") if item.strip()]
+
+
+def _pairs(environ: Mapping[str, str], name: str) -> dict[str, str]:
+    pairs = {}
+    for item in _items(environ.get(name, "")):
+        operator, equals, variant = item.partition("=")
+        if not (equals and operator.strip() and variant.strip()):
+            raise AscendPatchError(
+                f"{name} contains {item!r}. Write operator=variant, separated by commas, "
+                "for example grouped_gemm=reference."
+            )
+        pairs[operator.strip()] = variant.strip()
+    return pairs

@@ -1,0 +1,34 @@
+"""The catalogue: one module for each area of upstream, each a tuple of patches and the thin wrappers they install.
+
+Importing it imports neither torch nor Megatron: an implementation is imported when its patch fires.
+"""
+
+from ascend_patch.engine.patch import Patch
+from ascend_patch.features import (
+    activation,
+    attention,
+    dispatcher,
+    experts,
+    loss,
+    norm,
+    optimizer,
+    platform,
+    rope,
+    router,
+    spec,
+)
+
+#: Every patch, in the order of the catalogue.
+PATCHES: tuple[Patch, ...] = (
+    *spec.PATCHES,
+    *attention.PATCHES,
+    *norm.PATCHES,
+    *rope.PATCHES,
+    *activation.PATCHES,
+    *router.PATCHES,
+    *dispatcher.PATCHES,
+    *experts.PATCHES,
+    *loss.PATCHES,
+    *optimizer.PATCHES,
+    *platform.PATCHES,
+)

@@ -1,0 +1,24 @@
+"""Reasons not to apply a patch that depend on the machine alone (``Patch.when``)."""
+
+import importlib.util
+
+from ascend_patch.engine.patch import Environment
+
+
+def without_transformer_engine(environment: Environment) -> str | None:
+    """Upstream's own fused path is used where the real TransformerEngine is installed (the reference chip)."""
+    if importlib.util.find_spec("transformer_engine") is not None:
+        return "the real TransformerEngine is installed and does this"
+    return None
+
+
+def without_fused_optimizer(environment: Environment) -> str | None:
+    """Upstream uses TransformerEngine's or Apex's FusedAdam where it finds one."""
+    if importlib.util.find_spec("apex") is not None:
+        return "Apex is installed and does this"
+    return without_transformer_engine(environment)
+
+
+def on_cpu(environment: Environment) -> str | None:
+    """For what only the translation of ``torch.cuda`` to the host needs."""
+    return None if environment.device == "cpu" else f"the device is {environment.device}, not cpu"

@@ -1,0 +1,40 @@
+"""The router's top-k, with one backward kernel instead of a chain of scatters."""
+
+from collections.abc import Callable
+from functools import wraps
+
+from ascend_patch.engine.patch import Patch
+from ascend_patch.features.conditions import without_transformer_engine
+
+
+def topk_routing_with_score_function(original: Callable) -> Callable:
+    """``logits [T, E]`` -> ``(probs [T, E], routing_map [T, E])`` for softmax scores; the rest is upstream's."""
+
+    @wraps(original)
+    def routing(logits, topk, use_pre_softmax=False, *args, **kwargs):
+        plain = kwargs.get("score_function", "softmax") == "softmax" and not args
+        special = {name for name, value in kwargs.items() if value and name not in ("score_function", "fused")}
+        if not plain or special:
+            return original(logits, topk, use_pre_softmax, *args, **kwargs)
+        from ascend_patch.ops.topk_softmax import topk_softmax
+
+        return topk_softmax(logits, topk, pre_softmax=use_pre_softmax)
+
+    return routing
+
+
+PATCHES = (
+    Patch(
+        id="moe.router_topk",
+        target="megatron.core.transformer.moe.moe_utils:topk_routing_with_score_function",
+        impl="ascend_patch.features.router:topk_routing_with_score_function",
+        mode="wrap",
+        upstream=">=0.16.1,<0.20",
+        reason=(
+            "Mixtral's router (top-k, then softmax over the k) is six operators and two scatters upstream; its fused "
+            "form (--moe-router-fusion) is TransformerEngine's."
+        ),
+        remove_when="upstream's unfused router is one kernel on npu.",
+        when=without_transformer_engine,
+    ),
+)
