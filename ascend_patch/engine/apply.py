@@ -23,7 +23,7 @@ from ascend_patch.engine.errors import AscendPatchError, DeclarationError, Patch
 from ascend_patch.engine.fingerprint import SourceTree
 from ascend_patch.engine.importer import ImportHooks
 from ascend_patch.engine.patch import Environment, Outcome, Patch
-from ascend_patch.engine.substitution import Substitution, find_owner, rebind_copies, substitute
+from ascend_patch.engine.substitution import Substitution, find_owner, is_bound, rebind_copies, substitute
 
 logger = logging.getLogger(__name__)
 
@@ -161,6 +161,8 @@ class Engine:
     def _apply(self, patch: Patch, module: ModuleType) -> Substitution:
         try:
             owner, attribute = find_owner(module, patch.qualname)
+            if not is_bound(owner, attribute) and not self._may_be_unbound(patch):
+                raise LookupError(f"{patch.module} has no {patch.qualname}")
         except LookupError as error:
             raise PatchError(_cannot(patch, self._environment, f"{error.args[0]}.")) from error
         impl = self._load(patch)
@@ -171,6 +173,10 @@ class Engine:
             raise PatchError(_cannot(patch, self._environment, text)) from error
         rebind_copies(done)
         return done
+
+    def _may_be_unbound(self, patch: Patch) -> bool:
+        """Whether the source binds the name, only not on this machine (`try: import an_extension`)."""
+        return patch.mode == "replace" and self._tree.fingerprint(patch.target) is not None
 
     def _load(self, patch: Patch) -> Any:
         module, _, qualname = patch.impl.partition(":")
@@ -241,9 +247,10 @@ def _overlap(one: Patch, other: Patch) -> bool:
 
 def _cannot(patch: Patch, environment: Environment, why: str) -> str:
     return (
-        f"patch {patch.id} cannot be applied to {patch.target} of Megatron-LM {environment.upstream or '(unknown)'} "
-        f"(it is written for {patch.upstream}): {why} Set ASCEND_PATCH_DISABLE={patch.id} to run without it, or use "
-        "a supported release; `ascend-patch drift` shows which patches hold."
+        f"patch {patch.id} cannot be applied to {patch.target} of Megatron-LM "
+        f"{environment.upstream or '(unknown version)'} (it is written for {patch.upstream}): {why} "
+        f"Set ASCEND_PATCH_DISABLE={patch.id} to run without it, or use a supported release; "
+        "`ascend-patch drift` shows which patches hold."
     )
 
 
@@ -264,14 +271,14 @@ def _too_early(modules: list[str]) -> str:
     importers = importers_of(modules)
     by = f"by {', '.join(importers)} " if importers else ""
     return (
-        f"{shown} had been imported {by}before ascend_patch was activated, so copies of the originals may be in "
-        "use. Export ASCEND_PATCH=1 before Python starts, or put `import ascend_patch.adaptor` above the first "
-        "import of the upstream package."
+        f"{shown} had been imported {by}before ascend_patch was activated, so copies of the originals may "
+        "be in use. Export ASCEND_PATCH=1 before Python starts, or put `import ascend_patch.adaptor` above "
+        "the first import of the upstream package."
     )
 
 
 def importers_of(modules: Sequence[str]) -> list[str]:
-    """Modules outside the package of `modules` that hold something of it: whoever imported it is among them."""
+    """Up to three modules that hold something of the package of `modules`, so one of them imported it."""
     package = modules[0].partition(".")[0]
     found = []
     for name, module in list(sys.modules.items()):

@@ -44,7 +44,7 @@ class Release:
         return cls(version, {module: tree.file_hash(module) or "" for module in modules}, prints)
 
     def unchanged(self, symbol: str, tree: SourceTree) -> bool:
-        """Whether every file behind `symbol` in `tree` is, byte for byte, the recorded one. Parses nothing."""
+        """Whether every file behind `symbol` in `tree` is byte for byte the recorded one. Parses nothing."""
         found = self.symbols.get(symbol)
         return found is not None and all(
             tree.file_hash(name) == self.files.get(name) for name in found.modules

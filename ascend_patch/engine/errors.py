@@ -11,7 +11,7 @@ class AscendPatchError(RuntimeError):
 
 
 class DeclarationError(AscendPatchError):
-    """A `Patch` row, or a set of rows, contradicts itself. The mistake is in ascend_patch, not at the user's."""
+    """A `Patch` row, or a set of rows, contradicts itself: a mistake in ascend_patch, not of its user."""
 
 
 class PatchError(AscendPatchError):

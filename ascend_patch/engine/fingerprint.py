@@ -3,8 +3,8 @@
 A fingerprint says what callers rely on (`signature`) and what the code does (`body`), so that formatting,
 comments, docstrings and annotations do not count:
 
-* function or method: signature = names, kinds and defaults of the parameters; body = decorators and statements.
-  An inherited method is looked up along the bases, also in other modules.
+* function or method: signature = names, kinds and defaults of the parameters; body = decorators and
+  statements. An inherited method is looked up along the bases, also in other modules.
 * class: signature = bases and the signature of its own `__init__`; body = the whole class.
 * name: any other binding (assignment, import), also inside if / try / with; signature = none; body = the
   statements that bind it, each with the conditions it stands under.
@@ -120,7 +120,7 @@ class SourceTree:
         return self._parsed[module]
 
     def _inherited(self, owner: ast.ClassDef, name: str, module: str, modules: list[str]) -> list[_Binding]:
-        """Bindings of `name` in the first base of `owner`, depth first, that has it; `modules` grows by those read."""
+        """Bindings of `name` in the first base that has it, depth first; adds the modules read to `modules`."""
         for base in owner.bases:
             found = self._find_class(ast.unparse(base), module, modules)
             if found is None or found[0] is owner:

@@ -111,9 +111,7 @@ class _HookedLoader(Loader):
     def exec_module(self, module: ModuleType) -> None:
         spec = module.__spec__
         if spec is None:
-            raise ImportError(
-                f"module {module.__name__} has no __spec__, so the import system did not make it."
-            )
+            raise ImportError(f"module {module.__name__} has no __spec__, so it cannot be executed.")
         module.__loader__ = spec.loader = self._native
         if spec.origin is None and spec.submodule_search_locations is not None:
             module.__file__ = None  # as importlib leaves a namespace package
@@ -123,9 +121,7 @@ class _HookedLoader(Loader):
         return getattr(self._native, name)
 
     def __reduce__(self) -> str | tuple[Any, ...]:
-        return self._native.__reduce_ex__(
-            2
-        )  # a pickled spec holds the native loader: hooks belong to one process
+        return self._native.__reduce_ex__(2)  # hooks belong to one process: pickle the native loader
 
 
 def _find_elsewhere(

@@ -19,7 +19,7 @@ SCHEMA = 1
 def summary_line(outcomes: Iterable[Outcome], *, version: str, device: str, upstream: str) -> str:
     """One line: "ascend_patch 0.1.0 · device cpu · Megatron-LM 0.19.2 · 31 patches applied, 2 skipped".
 
-    Patches whose module was not imported, and failed ones (drift allowed), are counted only when there are any.
+    Patches whose module was not imported, and failed ones (drift allowed), are counted only if there are any.
     """
     counts = Counter(outcome.status for outcome in outcomes)
     text = f"{counts['applied']} patches applied, {counts['skipped']} skipped"

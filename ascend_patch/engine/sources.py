@@ -1,4 +1,7 @@
-"""Where the source of an upstream module comes from: this process's path, a folder, or a wheel. Nothing is imported."""
+"""Where the source of an upstream module comes from: this process's path, a folder or a wheel.
+
+Nothing is imported.
+"""
 
 from __future__ import annotations
 

@@ -47,10 +47,10 @@ class Substitution:
 
 
 def find_owner(module: ModuleType, qualname: str) -> tuple[Any, str]:
-    """The module or class that `qualname` is an attribute of, and the attribute's name.
+    """The module or class that `qualname` is an attribute of, and the attribute's name, bound or not.
 
     Raises:
-        LookupError: a part of `qualname` does not exist; the text says which.
+        LookupError: a class on the way does not exist; the text says which.
     """
     owner: Any = module
     *path, name = qualname.split(".")
@@ -58,13 +58,16 @@ def find_owner(module: ModuleType, qualname: str) -> tuple[Any, str]:
         if not hasattr(owner, part):
             raise LookupError(f"{module.__name__} has no {qualname}: {part!r} is missing")
         owner = getattr(owner, part)
-    if _lookup(owner, name) is _MISSING:
-        raise LookupError(f"{module.__name__} has no {qualname}")
     return owner, name
 
 
+def is_bound(owner: Any, name: str) -> bool:
+    """Whether the attribute exists, inherited or own."""
+    return _lookup(owner, name) is not _MISSING
+
+
 def substitute(owner: Any, name: str, make: Make) -> Substitution:
-    """Replace `owner.name` by `make(original)`.
+    """Replace `owner.name` by `make(original)`; `original` is None for an attribute that does not exist.
 
     `make` sees, and returns, the plain function inside a staticmethod, classmethod, property or
     cached_property. A function that takes a function's place keeps its name, docstring and module, and has
@@ -72,7 +75,7 @@ def substitute(owner: Any, name: str, make: Make) -> Substitution:
     """
     current = _lookup(owner, name)
     previous = vars(owner).get(name, _MISSING)
-    installed = _rebuild(current, make)
+    installed = make(None) if current is _MISSING else _rebuild(current, make)
     setattr(owner, name, installed)
     if isinstance(installed, functools.cached_property):
         installed.__set_name__(owner, name)
