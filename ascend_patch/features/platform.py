@@ -1,19 +1,31 @@
 """What upstream assumes of the machine, where it is not so."""
 
 import importlib.util
+import os
+import sys
 from collections.abc import Callable
 from functools import wraps
+from pathlib import Path
 
 from ascend_patch.engine.patch import Patch
 
 
 def compile_helpers(original: Callable) -> Callable:
-    """Compile the dataset helpers only where they are not there yet."""
+    """Compile the dataset helpers only where they are not there yet, and for this interpreter.
+
+    Upstream's Makefile asks ``python3`` where pybind11 is; in a virtual environment that is not activated that
+    is somebody else's.
+    """
 
     @wraps(original)
     def compile_if_missing() -> None:
         if importlib.util.find_spec("megatron.core.datasets.helpers_cpp") is None:
-            original()
+            path = os.environ.get("PATH", "")
+            os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{path}"
+            try:
+                original()
+            finally:
+                os.environ["PATH"] = path
 
     return compile_if_missing
 

@@ -1,0 +1,123 @@
+"""The bundled entry: pretrain a GPT-style model with upstream's training loop from the ``megatron-core`` wheel.
+
+The wheel carries ``megatron.training`` (from 0.17 on) but no script. This one takes the same arguments as
+upstream's ``pretrain_gpt.py`` and does what Mixtral and Mistral need; a Megatron-LM checkout has the rest
+(SFT, FIM, multi-token prediction, distillation). Run it with ``python -m ascend_patch.run`` or torchrun's
+``-m ascend_patch.run``.
+
+Every rank reads its own copy of each micro batch, so that no release-dependent broadcast is needed.
+"""
+
+from collections.abc import Iterator
+from functools import partial
+
+import torch
+from megatron.core.datasets.blended_megatron_dataset_builder import BlendedMegatronDatasetBuilder
+from megatron.core.datasets.gpt_dataset import GPTDataset, GPTDatasetConfig, MockGPTDataset
+from megatron.core.models.gpt import GPTModel
+from megatron.core.models.gpt.gpt_layer_specs import get_gpt_decoder_block_spec
+from megatron.core.tokenizers.utils.build_tokenizer import build_tokenizer
+from megatron.training import get_args
+from megatron.training.arguments import core_transformer_config_from_args
+from megatron.training.utils import get_blend_and_blend_per_split
+
+from ascend_patch.compat.training import pretrain
+from ascend_patch.engine.errors import AscendPatchError
+
+
+def model_provider(
+    pre_process: bool = True, post_process: bool = True, vp_stage: int | None = None, config=None, pg_collection=None
+) -> GPTModel:
+    """This pipeline stage's part of the model that the arguments describe."""
+    args = get_args()
+    config = config or core_transformer_config_from_args(args)
+    return GPTModel(
+        config=config,
+        transformer_layer_spec=get_gpt_decoder_block_spec(
+            config,
+            use_transformer_engine=args.transformer_impl == "transformer_engine",
+            normalization=args.normalization,
+            qk_l2_norm=args.qk_l2_norm,
+            vp_stage=vp_stage,
+        ),
+        vocab_size=args.padded_vocab_size,
+        max_sequence_length=args.max_position_embeddings,
+        pre_process=pre_process,
+        post_process=post_process,
+        fp16_lm_cross_entropy=args.fp16_lm_cross_entropy,
+        share_embeddings_and_output_weights=not args.untie_embeddings_and_output_weights,
+        position_embedding_type=args.position_embedding_type,
+        rotary_percent=args.rotary_percent,
+        rotary_base=args.rotary_base,
+        rope_scaling=args.use_rope_scaling,
+        vp_stage=vp_stage,
+        pg_collection=pg_collection,
+    )
+
+
+def train_valid_test_datasets_provider(num_samples: list[int], vp_stage: int | None = None) -> tuple:
+    """Train, validation and test datasets of ``num_samples`` each."""
+    args = get_args()
+    blend, blend_per_split = get_blend_and_blend_per_split(args)
+    config = GPTDatasetConfig(
+        random_seed=args.seed,
+        sequence_length=args.seq_length,
+        blend=blend,
+        blend_per_split=blend_per_split,
+        split=args.split,
+        path_to_cache=args.data_cache_path,
+        mmap_bin_files=args.mmap_bin_files,
+        tokenizer=build_tokenizer(args),
+        reset_position_ids=args.reset_position_ids,
+        reset_attention_mask=args.reset_attention_mask,
+        eod_mask_loss=args.eod_mask_loss,
+        create_attention_mask=args.create_attention_mask_in_dataloader,
+        num_dataset_builder_threads=args.num_dataset_builder_threads,
+        mid_level_dataset_surplus=args.mid_level_dataset_surplus,
+    )
+    dataset = MockGPTDataset if args.mock_data else GPTDataset
+    return BlendedMegatronDatasetBuilder(dataset, num_samples, lambda: True, config).build()
+
+
+train_valid_test_datasets_provider.is_distributed = True  # built on every rank, see the module's docstring
+
+
+def loss_func(loss_mask: torch.Tensor, losses: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, dict]:
+    """Sum of the unmasked token losses, their number, and both for the log."""
+    mask = loss_mask.view(-1).float()
+    loss = torch.sum(losses.view(-1).float() * mask)
+    num_tokens = mask.sum().detach().to(torch.int)
+    return loss, num_tokens, {"lm loss": torch.cat([loss.detach().view(1), num_tokens.view(1)])}
+
+
+def forward_step(data_iterator: Iterator, model: torch.nn.Module) -> tuple:
+    """Forward one micro batch; returns per-token losses and what turns them into a loss."""
+    batch = {name: tensor.cuda(non_blocking=True) for name, tensor in next(data_iterator).items()}
+    losses = model(
+        batch["tokens"], batch["position_ids"], batch.get("attention_mask"), labels=batch["labels"]
+    )
+    return losses, partial(loss_func, batch["loss_mask"])
+
+
+def check_arguments(args) -> None:
+    """Raise :class:`AscendPatchError` for what only upstream's own script does."""
+    found = [
+        flag
+        for flag, is_used in {
+            "--context-parallel-size": args.context_parallel_size > 1,
+            "--sft": args.sft,
+            "--mtp-num-layers": args.mtp_num_layers,
+            "--spec": args.spec,
+            "--fim-data": args.fim_data,
+        }.items()
+        if is_used
+    ]
+    if found:
+        raise AscendPatchError(
+            f"The bundled entry does not do {', '.join(found)}. Run pretrain_gpt.py of a Megatron-LM checkout instead: "
+            "python -m ascend_patch.run CHECKOUT/pretrain_gpt.py …"
+        )
+
+
+if __name__ == "__main__":
+    pretrain(train_valid_test_datasets_provider, model_provider, forward_step, check_arguments)
