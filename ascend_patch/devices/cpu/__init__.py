@@ -1,0 +1,71 @@
+"""The cpu device: ``torch.cuda`` means the host, NCCL means Gloo.
+
+Complete enough that upstream's unpatched training paths run on a machine without any accelerator. What cannot be
+translated raises (``unsupported.py``); nothing is silently left out. One module for each thing that is translated:
+
+=================  ===========================================================================================
+runtime            ``torch.cuda``: availability, device count and choice, properties, random number generators
+streams            ``torch.cuda.Stream``, ``Event``
+memory             the memory figures, measured on the process
+tensors            factories, ``Tensor.to`` and its like, type names, ``torch.load``, autocast
+compilation        ``torch.compile``, ``torch.jit.script``
+process_groups     ``nccl`` to ``gloo``
+collectives        uneven ``all_gather`` and ``reduce_scatter``, list ``all_to_all``
+unsupported        CUDA graphs, memory pools and snapshots, sensors, the CUDA profiler
+=================  ===========================================================================================
+"""
+
+from typing import ClassVar
+
+from ascend_patch.devices.base import Unavailable
+from ascend_patch.devices.cpu import (
+    collectives,
+    compilation,
+    memory,
+    process_groups,
+    runtime,
+    streams,
+    tensors,
+    unsupported,
+)
+from ascend_patch.devices.substitute import Substitutions
+
+# runtime first: the others build objects that ask torch.cuda for the current device.
+_TRANSLATIONS = (runtime, streams, memory, tensors, compilation, process_groups, collectives, unsupported)
+
+
+class CpuDevice:
+    """The host as device. All tensors live in host memory, all ranks share the cores."""
+
+    name: ClassVar[str] = "cpu"
+    # PyTorch is translated for the whole process, so the record belongs to the class: a second object must not
+    # wrap what the first one wrapped.
+    _substitutions: ClassVar[Substitutions | None] = None
+
+    @classmethod
+    def unavailable(cls) -> Unavailable | None:
+        """None: there is always a CPU."""
+        return None
+
+    def install(self) -> None:
+        """Translate ``torch.cuda`` and ``torch.distributed`` in this process; all of it or, on an error, nothing."""
+        if CpuDevice._substitutions is not None:
+            return
+        substitutions = Substitutions()
+        try:
+            for translation in _TRANSLATIONS:
+                translation.install(substitutions)
+        except BaseException:
+            substitutions.revert()
+            raise
+        CpuDevice._substitutions = substitutions
+
+    def revert(self) -> None:
+        """Give PyTorch its original objects back."""
+        if CpuDevice._substitutions is not None:
+            CpuDevice._substitutions.revert()
+            CpuDevice._substitutions = None
+
+    def describe(self) -> str:
+        """What is translated to what."""
+        return "cpu (torch.cuda translated to host memory, nccl to gloo)"
