@@ -1,11 +1,11 @@
 """Which variant of each operator runs: chosen once per process, by device or by name.
 
-A variant is the module ``ascend_patch.ops.<operator>.<variant>``; it defines the functions of the operator's package
-under the same names and signatures. It is imported when it is chosen, so that a process never loads what it does not
-use. Before :func:`select` every operator runs its ``torch`` variant.
+A variant is the module ``ascend_patch.ops.<operator>.<variant>``; it defines the functions of the operator's
+package under the same names and signatures. It is imported when it is chosen, so that a process never loads
+what it does not use. Before :func:`select` every operator runs its ``torch`` variant.
 
-Importing a variant called ``torch`` binds that name in the operator's package. The packages' ``__init__.py`` therefore
-say ``from torch import Tensor`` and never use a global called ``torch``.
+Importing a variant called ``torch`` binds that name in the operator's package. The packages' ``__init__.py``
+therefore say ``from torch import Tensor`` and never use a global called ``torch``.
 """
 
 import difflib
@@ -42,17 +42,17 @@ def select(device: str, choices: Mapping[str, str] | None = None) -> dict[str, s
     """Choose the variant of every operator, replacing what was chosen before.
 
     Args:
-        device: ``"cpu"``, ``"cuda"`` or ``"npu"``; decides for the operators that ``choices`` does not name. A
-            preferred variant that cannot be loaded is passed over for the next one, with one log line.
-        choices: variant by operator, for example ``{"grouped_gemm": "reference"}``. A variant named here is used or
-            the call fails.
+        device: ``"cpu"``, ``"cuda"`` or ``"npu"``; decides for the operators that ``choices`` does not name.
+            A preferred variant that cannot be loaded is passed over for the next one, with one log line.
+        choices: variant by operator, for example ``{"grouped_gemm": "reference"}``. A variant named here is
+            used or the call fails.
 
     Returns:
         The variant chosen for each operator, as :func:`selected` would.
 
     Raises:
-        ValueError: unknown device, operator or variant, or a named variant that cannot be loaded. The previous
-            selection then stays as it was.
+        ValueError: unknown device, operator or variant, or a named variant that cannot be loaded. The
+            previous selection then stays as it was.
     """
     if device not in _PREFERENCES:
         raise ValueError(_unknown("device", device, tuple(_PREFERENCES)))

@@ -21,18 +21,20 @@ def adam_step(
     adam_w_mode: bool = True,
     bias_correction: bool = True,
 ) -> None:
-    """Update ``params``, ``exp_avgs`` and ``exp_avg_sqs`` in place; the names and meanings of Apex's ``FusedAdam``.
+    """Update ``params``, ``exp_avgs`` and ``exp_avg_sqs`` in place; the names and meanings of Apex's
+    ``FusedAdam``.
 
     Args:
-        params, grads, exp_avgs, exp_avg_sqs: lists of equal length; the four tensors at one index have one shape. They
-            may differ in dtype; each result is rounded to the dtype of the tensor that holds it.
+        params, grads, exp_avgs, exp_avg_sqs: lists of equal length; the four tensors at one index have one
+            shape. They may differ in dtype; each result is rounded to the dtype of the tensor that holds it.
         step: number of this update, from 1.
         lr, betas, eps, weight_decay: hyperparameters, the same for all tensors.
-        adam_w_mode: decay the weights themselves (AdamW) instead of adding ``weight_decay * param`` to the gradient.
+        adam_w_mode: decay the weights themselves (AdamW) instead of adding ``weight_decay * param`` to the
+            gradient.
         bias_correction: divide the averages by ``1 - beta ** step``.
 
-    Arithmetic is float32 (float64 for float64 tensors). ``eps`` is added after the root and after its bias correction.
-    The relative error of an update stays below 1e-5 (float32).
+    Arithmetic is float32 (float64 for float64 tensors). ``eps`` is added after the root and after its bias
+    correction. The relative error of an update stays below 1e-5 (float32).
 
     Raises:
         ValueError: lists of different lengths, or ``step`` below 1.

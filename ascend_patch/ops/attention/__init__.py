@@ -1,4 +1,4 @@
-"""Scaled dot product attention with grouped queries, causal and sliding window masks, and packed sequences."""
+"""Scaled dot product attention: grouped queries, causal and sliding window masks, packed sequences."""
 
 from torch import Tensor
 
@@ -22,26 +22,32 @@ def attention(
     """``softmax(scale * query @ key.T) @ value`` for every head, in Megatron's ``sbhd`` layout.
 
     Args:
-        query: ``[sq, b, np, hn]``, floating point; strides are free except that the last dimension is contiguous.
-        key: ``[sk, b, ng, hn]``, ``np`` a multiple of ``ng``; query head ``i`` attends to key head ``i * ng // np``.
+        query: ``[sq, b, np, hn]``, floating point; strides are free except that the last dimension is
+            contiguous.
+        key: ``[sk, b, ng, hn]``, ``np`` a multiple of ``ng``; query head ``i`` attends to key head ``i * ng
+            // np``.
         value: ``[sk, b, ng, hv]``.
         scale: multiplies the scores, usually ``1 / sqrt(hn)``.
-        causal: a query sees no later key. Positions are aligned at the end: query ``i`` is at ``i + sk - sq``.
+        causal: a query sees no later key. Positions are aligned at the end: query ``i`` is at ``i + sk -
+            sq``.
         window: sliding window in the same positions, on top of ``causal``; Mistral 7B's is ``(4095, 0)``.
         dropout_p: probability with which an attention weight is dropped, drawn from the current generator.
-        mask: bool, broadcastable to ``[b, np, sq, sk]``, True where a query must not see a key (Megatron's meaning).
+        mask: bool, broadcastable to ``[b, np, sq, sk]``, True where a query must not see a key (Megatron's
+            meaning).
 
     Returns:
         ``[sq, b, np * hv]`` in the dtype of ``query``. A query that sees no key gets zeros.
 
-    Gradients flow to ``query``, ``key`` and ``value`` and are deterministic. Scores and weights accumulate in float32;
-    the relative error against float64 stays below 1e-5 (float32) and 2e-2 (bfloat16).
+    Gradients flow to ``query``, ``key`` and ``value`` and are deterministic. Scores and weights accumulate in
+    float32; the relative error against float64 stays below 1e-5 (float32) and 2e-2 (bfloat16).
 
     Raises:
         ValueError: the shapes do not fit.
     """
     if query.dim() != 4 or key.dim() != 4 or value.dim() != 4:
-        raise ValueError(_shapes("attention", query, key, value) + "all three must be [s, b, heads, head_dim].")
+        raise ValueError(
+            _shapes("attention", query, key, value) + "all three must be [s, b, heads, head_dim]."
+        )
     if query.shape[1] != key.shape[1]:
         raise ValueError(_shapes("attention", query, key, value) + "the batch sizes differ.")
     _check_heads("attention", query, key, value)
@@ -65,7 +71,8 @@ def attention_thd(
     """:func:`attention` within each of the sequences packed into one (``thd`` layout).
 
     Args:
-        query: ``[T, np, hn]``; sequence ``i`` is the rows from ``cu_seqlens_q[i]`` to ``cu_seqlens_q[i + 1]``.
+        query: ``[T, np, hn]``; sequence ``i`` is the rows from ``cu_seqlens_q[i]`` to ``cu_seqlens_q[i +
+            1]``.
         key: ``[T', ng, hn]``, value: ``[T', ng, hv]``, cut by ``cu_seqlens_kv``.
         cu_seqlens_q, cu_seqlens_kv: ``[n + 1]`` integers, ascending from 0, of equal length.
 
@@ -76,7 +83,9 @@ def attention_thd(
         ValueError: the shapes do not fit.
     """
     if query.dim() != 3 or key.dim() != 3 or value.dim() != 3:
-        raise ValueError(_shapes("attention_thd", query, key, value) + "all three must be [T, heads, head_dim].")
+        raise ValueError(
+            _shapes("attention_thd", query, key, value) + "all three must be [T, heads, head_dim]."
+        )
     if cu_seqlens_q.shape != cu_seqlens_kv.shape:
         raise ValueError(
             f"attention_thd: cu_seqlens_q and cu_seqlens_kv name {len(cu_seqlens_q) - 1} and "
@@ -102,7 +111,9 @@ def _check_heads(function: str, query: Tensor, key: Tensor, value: Tensor) -> No
     if query.shape[-1] != key.shape[-1]:
         raise ValueError(_shapes(function, query, key, value) + "query and key must have the same head_dim.")
     if key.shape[-2] == 0 or query.shape[-2] % key.shape[-2]:
-        raise ValueError(_shapes(function, query, key, value) + "query heads must be a multiple of key heads.")
+        raise ValueError(
+            _shapes(function, query, key, value) + "query heads must be a multiple of key heads."
+        )
 
 
 def _shapes(function: str, query: Tensor, key: Tensor, value: Tensor) -> str:

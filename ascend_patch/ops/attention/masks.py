@@ -5,7 +5,8 @@ from torch import Tensor
 
 
 def visible_range(sq: int, sk: int, causal: bool, window: tuple[int, int] | None) -> tuple[int, int]:
-    """Lowest and highest ``key - query`` index distance that is visible, for queries aligned with the last keys.
+    """Lowest and highest ``key - query`` index distance that is visible, for queries aligned with the last
+    keys.
 
     Query ``i`` sees key ``j`` when ``low <= j - i <= high``.
     """
@@ -18,7 +19,9 @@ def visible_range(sq: int, sk: int, causal: bool, window: tuple[int, int] | None
     return low, high
 
 
-def visible_keys(sq: int, sk: int, causal: bool, window: tuple[int, int] | None, device: torch.device) -> Tensor:
+def visible_keys(
+    sq: int, sk: int, causal: bool, window: tuple[int, int] | None, device: torch.device
+) -> Tensor:
     """Bool ``[sq, sk]``, True where the query sees the key."""
     low, high = visible_range(sq, sk, causal, window)
     distance = torch.arange(sk, device=device) - torch.arange(sq, device=device).unsqueeze(-1)

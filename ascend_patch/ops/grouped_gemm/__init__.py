@@ -8,20 +8,21 @@ from ascend_patch.ops.registry import implementation
 
 
 def grouped_gemm(x: Tensor, weight: Tensor, tokens_per_expert: Sequence[int] | Tensor) -> Tensor:
-    """``y[e] = x[e] @ weight[e].T``, where ``x[e]`` is the ``tokens_per_expert[e]`` consecutive rows of expert ``e``.
+    """``y[e] = x[e] @ weight[e].T``, where ``x[e]`` is the ``tokens_per_expert[e]`` consecutive rows of
+    expert ``e``.
 
     Args:
         x: ``[T, K]``, floating point, the rows in expert order.
         weight: ``[E, N, K]``, same dtype.
-        tokens_per_expert: ``E`` non-negative integers that add up to ``T``, as a list or an integer tensor on the CPU.
-            A device tensor is accepted but costs a synchronisation.
+        tokens_per_expert: ``E`` non-negative integers that add up to ``T``, as a list or an integer tensor on
+            the CPU. A device tensor is accepted but costs a synchronisation.
 
     Returns:
         ``[T, N]`` in the dtype of ``x``.
 
-    Gradients flow to ``x`` and ``weight`` and are deterministic; an expert without tokens gets a zero gradient. Sums
-    run in float32 (float64 for float64) and are rounded once; the error relative to the largest entry stays below
-    1e-5 (float32) and 1e-2 (bfloat16).
+    Gradients flow to ``x`` and ``weight`` and are deterministic; an expert without tokens gets a zero
+    gradient. Sums run in float32 (float64 for float64) and are rounded once; the error relative to the
+    largest entry stays below 1e-5 (float32) and 1e-2 (bfloat16).
 
     Raises:
         ValueError: the shapes or the counts do not fit.
@@ -34,7 +35,8 @@ def grouped_gemm(x: Tensor, weight: Tensor, tokens_per_expert: Sequence[int] | T
         )
     if len(counts) != weight.shape[0] or sum(counts) != x.shape[0] or min(counts, default=0) < 0:
         raise ValueError(
-            f"grouped_gemm: tokens_per_expert is {counts} for {weight.shape[0]} experts and {x.shape[0]} tokens; "
+            f"grouped_gemm: tokens_per_expert is {counts} for {weight.shape[0]} experts and {x.shape[0]} "
+            "tokens; "
             "it must have one count per expert, none negative, that add up to the number of tokens."
         )
     return implementation("grouped_gemm").grouped_gemm(x, weight, counts)

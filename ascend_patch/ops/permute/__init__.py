@@ -1,7 +1,7 @@
 """Sorting tokens by expert and back, and reordering whole chunks of them between ranks.
 
-Same results as ``permute``, ``unpermute`` and ``sort_chunks_by_idxs`` of ``megatron.core.transformer.moe.moe_utils``
-without ``fused`` and ``drop_and_pad``.
+Same results as ``permute``, ``unpermute`` and ``sort_chunks_by_idxs`` of
+``megatron.core.transformer.moe.moe_utils`` without ``fused`` and ``drop_and_pad``.
 """
 
 from collections.abc import Sequence
@@ -20,26 +20,30 @@ def permute(
         tokens: ``[T, H]``, any dtype.
         routing_map: ``[T, E]`` bool, True where token and expert meet.
         probs: ``[T, E]`` or None.
-        num_out_tokens: ``M``, the number of True entries of ``routing_map``. As upstream, fewer cut the result off, and
-            more continue it with the False entries in the same order.
+        num_out_tokens: ``M``, the number of True entries of ``routing_map``. As upstream, fewer cut the
+            result off, and more continue it with the False entries in the same order.
 
     Returns:
-        ``(permuted [M, H], permuted_probs [M] or None, sorted_indices [M] int64)``; the copies for expert 0 come first,
-        each expert's in the order of the tokens, and ``sorted_indices[m]`` is the token that row ``m`` copies.
+        ``(permuted [M, H], permuted_probs [M] or None, sorted_indices [M] int64)``; the copies for expert 0
+        come first, each expert's in the order of the tokens, and ``sorted_indices[m]`` is the token that row
+        ``m`` copies.
 
-    Gradients flow to ``tokens`` and ``probs``, are deterministic, and are summed over a token's copies in float32.
+    Gradients flow to ``tokens`` and ``probs``, are deterministic, and are summed over a token's copies in
+    float32.
 
     Raises:
         ValueError: the shapes do not fit.
     """
     if tokens.dim() != 2 or routing_map.dim() != 2 or routing_map.shape[0] != tokens.shape[0]:
         raise ValueError(
-            f"permute: tokens has shape {tuple(tokens.shape)}, routing_map has shape {tuple(routing_map.shape)}; "
+            f"permute: tokens has shape {tuple(tokens.shape)}, routing_map has shape "
+            f"{tuple(routing_map.shape)}; "
             "allowed are [T, H] and [T, E]."
         )
     if probs is not None and probs.shape != routing_map.shape:
         raise ValueError(
-            f"permute: probs has shape {tuple(probs.shape)}, routing_map {tuple(routing_map.shape)}; they must agree."
+            f"permute: probs has shape {tuple(probs.shape)}, routing_map {tuple(routing_map.shape)}; they "
+            "must agree."
         )
     return implementation("permute").permute(tokens, routing_map, probs, num_out_tokens)
 
@@ -61,8 +65,8 @@ def unpermute(
         routing_map: ``[T, E]`` bool, the one given to :func:`permute`, with exactly ``M`` True entries.
 
     Returns:
-        ``[T, H]`` in the dtype of ``permuted``; zero for a token without copies. Sums run in float32 and are rounded
-        once, where upstream rounds after each addition.
+        ``[T, H]`` in the dtype of ``permuted``; zero for a token without copies. Sums run in float32 and are
+        rounded once, where upstream rounds after each addition.
 
     Gradients flow to ``permuted`` and ``probs`` and are deterministic.
 
@@ -71,12 +75,14 @@ def unpermute(
     """
     if permuted.dim() != 2 or len(restore_shape) != 2 or restore_shape[1] != permuted.shape[1]:
         raise ValueError(
-            f"unpermute: permuted has shape {tuple(permuted.shape)}, restore_shape is {tuple(restore_shape)}; "
+            f"unpermute: permuted has shape {tuple(permuted.shape)}, restore_shape is "
+            f"{tuple(restore_shape)}; "
             "allowed are [M, H] and (T, H)."
         )
     if sorted_indices.shape != permuted.shape[:1]:
         raise ValueError(
-            f"unpermute: sorted_indices has shape {tuple(sorted_indices.shape)}, permuted {tuple(permuted.shape)}; "
+            f"unpermute: sorted_indices has shape {tuple(sorted_indices.shape)}, permuted "
+            f"{tuple(permuted.shape)}; "
             "there must be one index per row."
         )
     if probs is not None and routing_map is None:
@@ -94,7 +100,8 @@ def sort_chunks(
 
     Args:
         x: ``[T, ...]``.
-        split_sizes: ``n`` non-negative integers that add up to ``T``, as a list or an integer tensor on the CPU.
+        split_sizes: ``n`` non-negative integers that add up to ``T``, as a list or an integer tensor on the
+            CPU.
         sorted_idxs: ``n`` integers, a permutation; chunk ``sorted_idxs[i]`` comes ``i``-th.
         probs: ``[T]`` or None, reordered in the same way.
 
@@ -105,7 +112,8 @@ def sort_chunks(
     order = sorted_idxs.tolist() if isinstance(sorted_idxs, Tensor) else list(sorted_idxs)
     if sorted(order) != list(range(len(sizes))) or sum(sizes) != x.shape[0]:
         raise ValueError(
-            f"sort_chunks: the chunk sizes {sizes} must add up to {x.shape[0]} and the order {order} must name each "
+            f"sort_chunks: the chunk sizes {sizes} must add up to {x.shape[0]} and the order {order} must "
+            "name each "
             "chunk once."
         )
     return implementation("permute").sort_chunks(x, sizes, order, probs)

@@ -14,11 +14,12 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
         eps: added to the mean square.
 
     Returns:
-        ``[..., H]`` in the dtype of ``x``. Everything between input and result is float32 (float64 for float64), so
-        unlike Hugging Face's ``MixtralRMSNorm`` the normalised value is not rounded before it meets the weight.
+        ``[..., H]`` in the dtype of ``x``. Everything between input and result is float32 (float64 for
+        float64), so unlike Hugging Face's ``MixtralRMSNorm`` the normalised value is not rounded before it
+        meets the weight.
 
-    Gradients flow to ``x`` and ``weight``, in their dtypes, and are deterministic. Against a float64 evaluation the
-    relative error stays below 1e-5 (float32) and 1e-2 (bfloat16).
+    Gradients flow to ``x`` and ``weight``, in their dtypes, and are deterministic. Against a float64
+    evaluation the relative error stays below 1e-5 (float32) and 1e-2 (bfloat16).
 
     Raises:
         ValueError: ``weight`` is not one-dimensional with the length of the last dimension of ``x``.

@@ -20,8 +20,9 @@ def packed_positions(cu_seqlens: Tensor, cp_size: int, cp_rank: int) -> Tensor:
         piece, rest = divmod(length, 2 * cp_size)
         if rest:
             raise ValueError(
-                f"apply_rotary_thd: a sequence of {length} tokens cannot be shared by {cp_size} context parallel "
-                f"ranks; its length must be a multiple of {2 * cp_size}. Pad the sequences when packing them."
+                f"apply_rotary_thd: a sequence of {length} tokens cannot be shared by {cp_size} context "
+                f"parallel ranks; its length must be a multiple of {2 * cp_size}. Pad the sequences when "
+                "packing them."
             )
         for index in (cp_rank, 2 * cp_size - 1 - cp_rank):
             pieces.append(torch.arange(index * piece, (index + 1) * piece))

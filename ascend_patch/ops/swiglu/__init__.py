@@ -1,4 +1,4 @@
-"""SwiGLU: a gated activation, optionally weighted by routing probabilities (Shazeer 2020, arXiv:2002.05202)."""
+"""SwiGLU: a gated activation, weighted by routing probabilities if given (Shazeer 2020, arXiv:2002.05202)."""
 
 from torch import Tensor
 
@@ -10,20 +10,22 @@ def swiglu(x: Tensor, probs: Tensor | None = None) -> Tensor:
 
     Args:
         x: ``[..., 2F]``, floating point, any strides.
-        probs: ``[...]`` or None, floating point of any precision; each row of the result is multiplied by its entry.
-            This is how Megatron applies the routing probabilities inside the experts.
+        probs: ``[...]`` or None, floating point of any precision; each row of the result is multiplied by its
+            entry. This is how Megatron applies the routing probabilities inside the experts.
 
     Returns:
         ``[..., F]`` in the dtype of ``x``; rounded once, at the end.
 
-    Gradients flow to ``x`` and ``probs``, in their dtypes, and are deterministic. Against a float64 evaluation the
-    relative error stays below 1e-5 (float32) and 1e-2 (bfloat16).
+    Gradients flow to ``x`` and ``probs``, in their dtypes, and are deterministic. Against a float64
+    evaluation the relative error stays below 1e-5 (float32) and 1e-2 (bfloat16).
 
     Raises:
         ValueError: the last dimension of ``x`` is odd, or ``probs`` does not have one entry per row.
     """
     if x.shape[-1] % 2:
-        raise ValueError(f"swiglu: the last dimension of x must be even (gate and up), found {tuple(x.shape)}.")
+        raise ValueError(
+            f"swiglu: the last dimension of x must be even (gate and up), found {tuple(x.shape)}."
+        )
     if probs is not None and probs.shape != x.shape[:-1]:
         raise ValueError(
             f"swiglu: probs has shape {tuple(probs.shape)}, x has shape {tuple(x.shape)}; "

@@ -6,22 +6,24 @@ from ascend_patch.ops.registry import implementation
 
 
 def topk_softmax(logits: Tensor, topk: int, pre_softmax: bool = False) -> tuple[Tensor, Tensor]:
-    """Softmax over the ``topk`` largest logits of each token, or the ``topk`` largest of the softmax over all.
+    """Softmax over the ``topk`` largest logits of each token, or the ``topk`` largest of the softmax over
+    all.
 
-    The same as Megatron's ``topk_routing_with_score_function`` with ``score_function="softmax"`` and neither groups
-    nor scaling.
+    The same as Megatron's ``topk_routing_with_score_function`` with ``score_function="softmax"`` and neither
+    groups nor scaling.
 
     Args:
         logits: ``[T, E]``, floating point.
         topk: how many experts a token gets, at most ``E``.
-        pre_softmax: take the softmax over all experts before choosing; the probabilities then add up to less than 1.
+        pre_softmax: take the softmax over all experts before choosing; the probabilities then add up to less
+            than 1.
 
     Returns:
-        ``(routing_probs [T, E] in the dtype of logits, routing_map [T, E] bool)``, zero and False for the experts that
-        were not chosen. Which of two equal logits wins is ``torch.topk``'s choice.
+        ``(routing_probs [T, E] in the dtype of logits, routing_map [T, E] bool)``, zero and False for the
+        experts that were not chosen. Which of two equal logits wins is ``torch.topk``'s choice.
 
-    The gradient flows from ``routing_probs`` to ``logits`` and is deterministic. Softmax runs in float32 (float64 for
-    float64); the relative error stays below 1e-6 (float32) and 1e-2 (bfloat16).
+    The gradient flows from ``routing_probs`` to ``logits`` and is deterministic. Softmax runs in float32
+    (float64 for float64); the relative error stays below 1e-6 (float32) and 1e-2 (bfloat16).
 
     Raises:
         ValueError: ``logits`` is not two-dimensional, or ``topk`` is not between 1 and ``E``.

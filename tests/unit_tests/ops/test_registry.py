@@ -1,0 +1,120 @@
+"""Choosing variants: by device, by name, and what happens when one cannot be had."""
+
+import importlib
+import importlib.resources
+import inspect
+import logging
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import ascend_patch.ops
+from ascend_patch.ops import registry
+
+
+@pytest.fixture(autouse=True)
+def _leave_no_selection(monkeypatch):
+    monkeypatch.setattr(registry, "_selected", {})
+
+
+def test_torch_is_the_default():
+    assert registry.selected() == dict.fromkeys(registry.OPERATORS, "torch")
+    assert registry.implementation("swiglu").__name__ == "ascend_patch.ops.swiglu.torch"
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_select_by_device(device):
+    assert registry.select(device) == dict.fromkeys(registry.OPERATORS, "torch")
+
+
+def test_a_named_variant_is_used_and_the_others_follow_the_device():
+    chosen = registry.select("cpu", {"swiglu": "reference"})
+    assert chosen == dict.fromkeys(registry.OPERATORS, "torch") | {"swiglu": "reference"}
+    assert registry.implementation("swiglu").__name__ == "ascend_patch.ops.swiglu.reference"
+
+
+def test_selecting_again_replaces_the_selection():
+    registry.select("cpu", {"swiglu": "reference"})
+    assert registry.select("cpu")["swiglu"] == "torch"
+
+
+def test_public_function_runs_the_selected_variant(monkeypatch):
+    from ascend_patch.ops.swiglu import reference, swiglu
+
+    monkeypatch.setattr(reference, "swiglu", lambda x, probs: "the reference")
+    registry.select("cpu", {"swiglu": "reference"})
+    assert swiglu(torch.zeros(1, 2)) == "the reference"
+
+
+@pytest.mark.parametrize(
+    ("device", "choices", "message"),
+    [
+        ("tpu", {}, "Unknown device 'tpu'; known are cpu, cuda, npu"),
+        ("cpu", {"swigloo": "torch"}, "Unknown operator 'swigloo'.*Did you mean 'swiglu'"),
+        ("cpu", {"swiglu": "refrence"}, "Unknown variant of swiglu 'refrence'.*Did you mean 'reference'"),
+    ],
+)
+def test_unknown_names(device, choices, message):
+    with pytest.raises(ValueError, match=message):
+        registry.select(device, choices)
+
+
+def without(monkeypatch, missing):
+    """Let the variant modules in ``missing`` fail to import."""
+    load = importlib.import_module
+
+    def import_module(name):
+        if name in missing:
+            raise ImportError(f"{name} needs a library that is not here")
+        return load(name)
+
+    monkeypatch.setattr(registry.importlib, "import_module", import_module)
+
+
+def test_a_named_variant_that_cannot_be_loaded_raises_and_changes_nothing(monkeypatch):
+    registry.select("cpu", {"adam": "reference"})
+    without(monkeypatch, {"ascend_patch.ops.swiglu.npu"})
+    with pytest.raises(ValueError, match="npu variant of the operator swiglu.*needs a library"):
+        registry.select("cpu", {"swiglu": "npu"})
+    assert registry.selected()["adam"] == "reference"
+
+
+def test_automatic_fallback_is_logged_once_per_operator(monkeypatch, caplog):
+    without(monkeypatch, {f"ascend_patch.ops.{operator}.npu" for operator in registry.OPERATORS})
+    with caplog.at_level(logging.WARNING, logger=registry.__name__):
+        assert registry.select("npu") == dict.fromkeys(registry.OPERATORS, "torch")
+        for operator in registry.OPERATORS:
+            registry.implementation(operator)
+    assert len(caplog.records) == len(registry.OPERATORS)
+    assert "operator adam: no npu variant (ascend_patch.ops.adam.npu needs a library" in caplog.text
+
+
+@pytest.mark.parametrize("operator", registry.OPERATORS)
+@pytest.mark.parametrize("variant", ["reference", "torch"])
+def test_variants_have_the_functions_of_the_package(operator, variant):
+    package = importlib.import_module(f"ascend_patch.ops.{operator}")
+    module = importlib.import_module(f"ascend_patch.ops.{operator}.{variant}")
+    functions = [
+        (name, function)
+        for name, function in vars(package).items()
+        if inspect.isfunction(function) and function.__module__ == package.__name__ and name[0] != "_"
+    ]
+    assert functions
+    for name, function in functions:
+        assert list(inspect.signature(getattr(module, name)).parameters) == list(
+            inspect.signature(function).parameters
+        )
+
+
+def test_every_package_is_registered():
+    folder = importlib.resources.files(ascend_patch.ops)
+    packages = {entry.name for entry in folder.iterdir() if entry.joinpath("__init__.py").is_file()}
+    assert packages == set(registry.OPERATORS)
+
+
+def test_operators_do_not_import_megatron():
+    modules = [f"ascend_patch.ops.{o}.{v}" for o in registry.OPERATORS for v in ("reference", "torch")]
+    code = f"import sys, {', '.join(modules)}; sys.exit('megatron' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
