@@ -4,8 +4,9 @@ Substituted are the factories of ``torch``, the device-taking methods of ``Tenso
 names, ``with torch.device("cuda")``, ``torch.autocast("cuda")`` and the placement of CUDA tensors read by
 ``torch.load``. ``nn.Module.cuda`` and ``to_empty`` need nothing: they call the tensor methods.
 
-Two things stay truthful: ``tensor.device`` is ``cpu`` and ``tensor.is_cuda`` is False. Upstream's training path
-does not depend on them, and PyTorch itself picks kernels by them.
+``tensor.device`` stays truthful, it is ``cpu``: PyTorch picks kernels by it. ``tensor.is_cuda`` says True beside
+``is_cpu``, because upstream's alltoall dispatcher turns its split sizes into numpy arrays only for such tensors,
+and ``all_to_all_single`` does not take tensors there.
 """
 
 import functools
@@ -48,6 +49,7 @@ def _install_tensor_methods(substitutions: Substitutions) -> None:
         substitutions.wrap(torch.Tensor, name, _on_host)
     substitutions.wrap(torch.Tensor, "to", _to)
     substitutions.wrap(torch.nn.Module, "to", _to)
+    substitutions.set(torch.Tensor, "is_cuda", property(lambda self: self.is_cpu))
     substitutions.set(torch.Tensor, "cuda", _cuda)
     substitutions.set(torch.Tensor, "pin_memory", _pin_memory)
     substitutions.set(torch.Tensor, "record_stream", _record_stream)
