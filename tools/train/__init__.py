@@ -1,0 +1,6 @@
+"""`make train`: from a fresh clone to a trained small Mixtral and a picture of its loss.
+
+Fetches real text and the real tokenizer (:mod:`~tools.train.corpus`), runs
+examples/mixtral/pretrain_mixtral_tiny.sh (:mod:`~tools.train.launch`), follows Megatron's log
+(:mod:`~tools.train.megatron_log`) and reports under runs/.
+"""
