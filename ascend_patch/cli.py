@@ -1,0 +1,36 @@
+"""`ascend-patch`: what is patched and why, whether upstream has drifted, what is wrong with this machine."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from ascend_patch import __version__
+from ascend_patch.commands import contract, doctor, drift, explain, status
+from ascend_patch.engine.errors import AscendPatchError
+
+_COMMANDS = {"status": status, "explain": explain, "drift": drift, "doctor": doctor, "contract": contract}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Returns:
+        0: all is well; 1: the command found something that would stop a run; 2: it could not be carried out.
+    """
+    parser = argparse.ArgumentParser(prog="ascend-patch", description=__doc__)
+    parser.add_argument("--version", action="version", version=f"ascend_patch {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True)
+    for name, module in _COMMANDS.items():
+        module.add_arguments(commands.add_parser(name, help=module.HELP, description=module.__doc__))
+    arguments = parser.parse_args(argv)
+    try:
+        return _COMMANDS[arguments.command].run(arguments)
+    except AscendPatchError as error:
+        print(f"ascend-patch: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

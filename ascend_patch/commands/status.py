@@ -1,0 +1,106 @@
+"""`ascend-patch status`: every declared patch, and whether it would apply in this environment."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from ascend_patch import __version__
+from ascend_patch.commands import drift, megatron
+from ascend_patch.commands.local import DEVICES, environment
+from ascend_patch.commands.megatron import Megatron
+from ascend_patch.commands.output import print_json, print_table
+from ascend_patch.config import Config
+from ascend_patch.engine.apply import check_ids, skip_reason
+from ascend_patch.engine.contract import Contract
+from ascend_patch.engine.errors import AscendPatchError
+from ascend_patch.engine.patch import Environment, Patch
+from ascend_patch.engine.report import read_json
+
+HELP = "what is patched here, and what a run recorded"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of the command."""
+    parser.add_argument("--device", choices=DEVICES, help="pretend this device (default: the best there is)")
+    parser.add_argument("--megatron", metavar="FOLDER|WHEEL|VERSION", help="instead of the installed one")
+    parser.add_argument("--report", type=Path, metavar="FILE", help="show also what the run recorded in FILE")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Print the table; 1 if a run would stop, or the recorded run had a failed patch."""
+    from ascend_patch.features import PATCHES
+
+    place = megatron.resolve(arguments.megatron) if arguments.megatron else megatron.installed()
+    where = environment(place.version, arguments.device)
+    disabled = Config.from_environment().disabled
+    check_ids(disabled, PATCHES)
+    contract = Contract.load()
+    rows = [expectation(patch, where, place, contract, disabled) for patch in PATCHES]
+    recorded = _recorded(arguments.report)
+    for row in rows:
+        row["run"] = recorded.get((row["id"], row["target"]), []) if arguments.report else None
+    if arguments.json:
+        about = {"ascend_patch": __version__, "device": where.device, "megatron": place.version}
+        print_json(about | {"origin": place.origin, "patches": rows})
+    else:
+        print(
+            f"ascend_patch {__version__} · device {where.device} · "
+            f"Megatron-LM {place.version} ({place.origin})"
+        )
+        print_table(*_table(rows, arguments.report is not None))
+    failed = any(entry["status"] == "failed" for entries in recorded.values() for entry in entries)
+    return int(failed or any(row["state"] == "fails" for row in rows))
+
+
+def expectation(
+    patch: Patch,
+    where: Environment,
+    place: Megatron,
+    contract: Contract,
+    disabled: frozenset[str] = frozenset(),
+) -> dict[str, Any]:
+    """What would become of `patch`: `state` is "applies", "skipped", "fails" or "not shipped"."""
+    row: dict[str, Any] = {
+        "id": patch.id,
+        "target": patch.target,
+        "mode": patch.mode,
+        "state": "applies",
+        "detail": "",
+    }
+    reason = skip_reason(patch, where, disabled)
+    if reason is not None:
+        return row | {"state": "skipped", "detail": reason}
+    found = drift.cell(patch, contract, place)
+    if not found.shipped:
+        return row | {"state": "not shipped", "detail": f"{patch.module} is not part of this installation"}
+    detail = "; ".join(map(str, found.findings))
+    return row | {"state": "fails" if found.stops_a_run else "applies", "detail": detail}
+
+
+def _recorded(report: Path | None) -> dict[tuple[str, str], list[dict[str, str]]]:
+    """Entries of the report by id and target: rows with disjoint version ranges share both."""
+    if report is None:
+        return {}
+    found: dict[tuple[str, str], list[dict[str, str]]] = {}
+    try:
+        for entry in read_json(report)["patches"]:
+            found.setdefault((entry["id"], entry["target"]), []).append(entry)
+    except (KeyError, TypeError) as error:
+        raise AscendPatchError(
+            f"{report} is not a report of ascend_patch: {error!r} is missing in it."
+        ) from error
+    return found
+
+
+def _table(rows: list[dict[str, Any]], with_run: bool) -> tuple[list[str], list[list[str]]]:
+    header = ["patch", "target", "here", *(["in the run"] if with_run else []), "detail"]
+    table = []
+    for row in rows:
+        runs = row["run"] or []
+        recorded = ", ".join(dict.fromkeys(entry["status"] for entry in runs)) or "not recorded"
+        detail = "; ".join(text for text in (row["detail"], *(entry["detail"] for entry in runs)) if text)
+        table.append([row["id"], row["target"], row["state"], *([recorded] if with_run else []), detail])
+    return header, table
