@@ -46,8 +46,8 @@ def choose(requested: str | None = None) -> Device:
 def _named(name: str) -> Device:
     if name not in _DEVICES:
         raise AscendPatchError(
-            f"Device {name!r} is unknown. Allowed are {', '.join(_DEVICES)}. Set ASCEND_PATCH_DEVICE to one of "
-            "them, or leave it empty to take the best there is."
+            f"Device {name!r} is unknown. Allowed are {', '.join(_DEVICES)}. Set ASCEND_PATCH_DEVICE to one "
+            "of them, or leave it empty to take the best there is."
         )
     problem = _DEVICES[name].unavailable()
     if problem is not None:

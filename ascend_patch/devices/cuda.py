@@ -15,7 +15,7 @@ class CudaDevice:
     @classmethod
     def unavailable(cls) -> Unavailable | None:
         """See :meth:`ascend_patch.devices.base.Device.unavailable`."""
-        # Ask the driver, not torch.cuda.is_available(): that one says True as well once the cpu device is installed.
+        # Ask the driver: torch.cuda.is_available() is True as well once the cpu device is installed.
         device_count = getattr(torch._C, "_cuda_getDeviceCount", None)
         if device_count is None:
             return Unavailable(

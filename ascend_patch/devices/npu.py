@@ -1,7 +1,7 @@
 """The NPU device: torch_npu's own translation of ``torch.cuda``, and what it leaves out.
 
-``torch_npu.contrib.transfer_to_npu`` maps CUDA calls, device strings and NCCL to the NPU when it is imported, and
-offers no way back; :meth:`NpuDevice.revert` therefore undoes our additions only, and says so.
+``torch_npu.contrib.transfer_to_npu`` maps CUDA calls, device strings and NCCL to the NPU when it is imported,
+and offers no way back; :meth:`NpuDevice.revert` therefore undoes our additions only, and says so.
 """
 
 import functools
@@ -28,12 +28,12 @@ class NpuDevice:
 
     @classmethod
     def unavailable(cls) -> Unavailable | None:
-        """See :meth:`ascend_patch.devices.base.Device.unavailable`. Imports torch_npu where it is installed."""
+        """See :meth:`ascend_patch.devices.base.Device.unavailable`. Imports torch_npu if it is installed."""
         if importlib.util.find_spec("torch_npu") is None:
             return Unavailable(
                 "torch_npu is not installed in this Python environment",
                 f"Install the torch_npu release for PyTorch {torch.__version__.split('+')[0]} "
-                "(`pip install torch_npu`, the first two version numbers must be those of PyTorch), and CANN.",
+                "(`pip install torch_npu`; the first two version numbers must be those of PyTorch) and CANN.",
             )
         try:
             torch_npu = importlib.import_module("torch_npu")
@@ -42,7 +42,7 @@ class NpuDevice:
         if torch_npu.npu.device_count() == 0:
             return Unavailable(
                 "torch_npu was loaded, but torch.npu.device_count() is 0",
-                "Check `npu-smi info`, that the driver and firmware are installed, and ASCEND_RT_VISIBLE_DEVICES.",
+                "Check `npu-smi info`, the driver and firmware, and ASCEND_RT_VISIBLE_DEVICES.",
                 broken=True,
             )
         return None
@@ -58,7 +58,7 @@ class NpuDevice:
         NpuDevice._substitutions = substitutions
 
     def revert(self) -> None:
-        """Undo what was added to torch_npu's translation. The translation itself stays: it has no way back."""
+        """Undo what was added to torch_npu's translation. The translation itself stays."""
         if NpuDevice._substitutions is not None:
             NpuDevice._substitutions.revert()
             NpuDevice._substitutions = None
@@ -75,7 +75,7 @@ def _cannot_load(error: Exception) -> Unavailable:
     if ".so" in str(error):
         return Unavailable(
             f"torch_npu cannot be loaded because a library of CANN is missing: {error}",
-            "Install CANN, and make it known to this shell: `source /usr/local/Ascend/ascend-toolkit/set_env.sh`.",
+            "Install CANN and run `source /usr/local/Ascend/ascend-toolkit/set_env.sh` in this shell.",
             broken=True,
         )
     return Unavailable(

@@ -1,8 +1,8 @@
 """Attribute substitution that can be undone exactly.
 
-Every device translation goes through one :class:`Substitutions`, so that ``revert()`` gives back the identical
-objects and a reader finds every change of PyTorch by looking for its callers. Unlike ``ascend_patch.engine`` it
-knows neither versions nor fingerprints: it touches PyTorch, whose version is pinned, never Megatron.
+Every device translation goes through one :class:`Substitutions`, so that ``revert()`` gives back the
+identical objects, and a reader finds every change of PyTorch by looking for its callers. It is not the patch engine: it
+knows neither versions nor fingerprints, and touches PyTorch only, never Megatron.
 """
 
 from collections.abc import Callable, Iterable
@@ -18,9 +18,9 @@ class Substitutions:
         self._undo: list[Callable[[], None]] = []
 
     def set(self, owner: Any, name: str, value: Any) -> None:
-        """Set ``owner.name`` to `value`; `owner` is a module or a class, and need not have the attribute yet."""
-        # vars(), not getattr(): an inherited attribute has to be deleted again, and a static or class method has
-        # to come back as its descriptor.
+        """Set ``owner.name`` to `value`. `owner`, a module or class, need not have the attribute yet."""
+        # vars(), not getattr(): an inherited attribute has to be deleted again, and a static or class method
+        # has to come back as its descriptor.
         original = vars(owner).get(name, _ABSENT)
         setattr(owner, name, value)
         if original is _ABSENT:

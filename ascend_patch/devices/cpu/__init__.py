@@ -1,7 +1,7 @@
 """The cpu device: ``torch.cuda`` means the host, NCCL means Gloo.
 
-Complete enough that upstream's unpatched training paths run on a machine without any accelerator. What cannot be
-translated raises (``unsupported.py``); nothing is silently left out. One module for each thing that is translated:
+Complete enough that upstream's unpatched training paths run on a machine without any accelerator. What cannot
+be translated raises (``unsupported.py``); nothing is silently left out. One module for each thing translated:
 
 =================  ===========================================================================================
 runtime            ``torch.cuda``: availability, device count and choice, properties, random number generators
@@ -38,8 +38,8 @@ class CpuDevice:
     """The host as device. All tensors live in host memory, all ranks share the cores."""
 
     name: ClassVar[str] = "cpu"
-    # PyTorch is translated for the whole process, so the record belongs to the class: a second object must not
-    # wrap what the first one wrapped.
+    # PyTorch is translated for the whole process, so the record belongs to the class: a second object must
+    # not wrap what the first one wrapped.
     _substitutions: ClassVar[Substitutions | None] = None
 
     @classmethod
@@ -48,7 +48,7 @@ class CpuDevice:
         return None
 
     def install(self) -> None:
-        """Translate ``torch.cuda`` and ``torch.distributed`` in this process; all of it or, on an error, nothing."""
+        """Translate ``torch.cuda`` and ``torch.distributed``; all of it or, on an error, nothing."""
         if CpuDevice._substitutions is not None:
             return
         substitutions = Substitutions()

@@ -5,8 +5,8 @@
 * ``reduce_scatter`` into tensors of different sizes (its backward);
 * ``all_to_all`` of lists of tensors.
 
-Everything else upstream needs Gloo has natively, in bf16 and fp16 too, also for tensors without elements. It has no
-8-bit floating point and no 16-bit integers: such a call fails with Gloo's own "Invalid scalar type".
+Everything else upstream needs Gloo has natively, in bf16 and fp16 too, also for tensors without elements. It
+has no 8-bit floating point and no 16-bit integers: such a call fails with Gloo's own "Invalid scalar type".
 """
 
 import functools
@@ -75,7 +75,7 @@ def _all_gather(all_gather: Callable) -> Callable:
     ) -> dist.Work | None:
         if _one_size(tensor_list) or _outside(group):
             return all_gather(tensor_list, tensor, group=group, async_op=async_op)
-        # Everybody knows all sizes, so each rank in turn broadcasts right into the place where its part belongs.
+        # Everybody knows all sizes, so each rank broadcasts right into the place where its part belongs.
         tensor_list[dist.get_rank(group)].copy_(tensor)
         staged = [output.contiguous() for output in tensor_list]
         works = [

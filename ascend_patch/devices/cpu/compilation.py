@@ -1,8 +1,8 @@
 """``torch.compile`` and ``torch.jit.script`` return the function as it is.
 
-Both would have to see through the translated factories: TorchScript refuses Python wrappers around operators, and
-Dynamo traces CUDA streams and generators into its own. What upstream compiles are element-wise fusions; the
-operators that matter here have implementations of their own in ``ascend_patch.ops``.
+Both would have to see through the translated factories: TorchScript refuses Python wrappers around operators,
+and Dynamo has its own notion of CUDA streams and generators. What upstream compiles are element-wise fusions;
+the operators that matter here have implementations of their own in ``ascend_patch.ops``.
 """
 
 from collections.abc import Callable

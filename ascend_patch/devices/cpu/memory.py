@@ -1,9 +1,9 @@
 """The memory figures of ``torch.cuda`` for a device whose memory is the memory of the process.
 
-* allocated = reserved = resident set size (RSS) of this process, in bytes. It holds the interpreter and libraries
-  too, 0.5 to 1 GiB before the first parameter, which a GPU does not count.
+* allocated = reserved = resident set size (RSS) of this process, in bytes. It holds the interpreter and
+  libraries too, 0.5 to 1 GiB before the first parameter, which a GPU does not count.
 * peak = the kernel's high-water mark of RSS. ``reset_peak_memory_stats`` resets it through
-  ``/proc/self/clear_refs`` where the kernel allows that; otherwise the peak is that of the whole process so far.
+  ``/proc/self/clear_refs`` where the kernel allows that; otherwise it stays that of the whole process so far.
 * total and free = memory of the machine, shared by all ranks on it.
 """
 
@@ -83,7 +83,7 @@ def device_memory_used(device: Any = None) -> int:
 
 
 def install(substitutions: Substitutions) -> None:
-    """Substitute the figures. ``memory_allocated`` and its like follow from ``memory_stats_as_nested_dict``."""
+    """Substitute the figures; ``memory_allocated`` and its like follow from the nested dictionary."""
 
     def reset_peak_memory_stats(device: Any = None) -> None:
         reset_peak()

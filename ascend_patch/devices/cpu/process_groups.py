@@ -38,7 +38,11 @@ def _init_process_group(init_process_group: Callable) -> Callable:
 def _new_group(new_group: Callable) -> Callable:
     @functools.wraps(new_group)
     def new_host_group(
-        ranks: Any = None, timeout: Any = None, backend: str | None = None, pg_options: Any = None, **kwargs: Any
+        ranks: Any = None,
+        timeout: Any = None,
+        backend: str | None = None,
+        pg_options: Any = None,
+        **kwargs: Any,
     ) -> Any:
         kwargs.pop("device_id", None)
         if backend is None or _names_nccl(backend):

@@ -1,7 +1,7 @@
 """``torch.cuda`` itself: is it there, how many devices, which one is current, what can it do, random numbers.
 
-PyTorch implements most of ``torch.cuda`` in Python on a few primitives. Only the primitives are substituted here;
-``get_device_name``, ``get_device_capability``, ``manual_seed_all``, ``get_rng_state`` … then work unchanged.
+PyTorch implements most of ``torch.cuda`` in Python on a few primitives. Only the primitives are substituted
+here; ``get_device_name``, ``get_device_capability``, ``manual_seed_all``, ``get_rng_state`` … work unchanged.
 """
 
 import os
@@ -25,8 +25,8 @@ _OWNERS = (torch.cuda, torch.cuda.random, torch.cuda.memory, torch.cuda.graphs)
 class HostProperties:
     """``torch.cuda.get_device_properties()`` of the host.
 
-    The compute capability is that of the first GPU with everything upstream asks for: 8.0 (Ampere) is the least
-    that ``--moe-grouped-gemm`` accepts, and from 9.0 on upstream turns to Hopper kernels.
+    The compute capability is 8.0 (Ampere), the least that upstream accepts for ``--moe-grouped-gemm``. From
+    9.0 on it would turn to Hopper kernels.
     """
 
     name: str
@@ -43,7 +43,7 @@ def processes_on_this_machine() -> int:
 
 
 class _Runtime:
-    """The state of the substituted ``torch.cuda``: one device per process of the machine, all of them the host."""
+    """The state of the substituted ``torch.cuda``: a device for each process of the machine, all the host."""
 
     def __init__(self, count: int) -> None:
         self.count = count
@@ -64,15 +64,15 @@ class _Runtime:
         index = self.index(device)
         if index >= self.count:
             raise AscendPatchError(
-                f"torch.cuda.set_device({device!r}) was called, but the cpu device shows {self.count} device(s), "
-                "as many as LOCAL_WORLD_SIZE or LOCAL_RANK tell. Start the processes with torchrun, or set "
-                "LOCAL_WORLD_SIZE to the number of processes on this machine."
+                f"torch.cuda.set_device({device!r}) was called, but the cpu device shows {self.count} "
+                "device(s), as many as LOCAL_WORLD_SIZE or LOCAL_RANK tell. Start the processes with "
+                "torchrun, or set LOCAL_WORLD_SIZE to the number of processes on this machine."
             )
         if index >= 0:
             self.current = index
 
     def index(self, device: Any, optional: bool = False, allow_cpu: bool = False) -> int:
-        """``torch.cuda._get_device_index``; the device of a tensor, which is the CPU, means the current one."""
+        """``torch.cuda._get_device_index``. The device of a tensor, the CPU, means the current one."""
         if type(device) is int:
             return device
         if isinstance(device, torch.cuda.device):
@@ -84,7 +84,7 @@ class _Runtime:
         return self.current
 
     def exchange_device(self, device: int) -> int:
-        """Make `device` current and return the previous one; -1 means no change. Used by ``torch.cuda.device``."""
+        """Make `device` current and return the previous one; -1 means no change."""
         previous = self.current
         self.set_device(device)
         return previous

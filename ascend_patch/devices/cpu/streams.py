@@ -28,8 +28,8 @@ class HostEvent:
     ) -> None:
         if interprocess:
             raise AscendPatchError(
-                "torch.cuda.Event(interprocess=True) was used, but the cpu device cannot share an event between "
-                "processes. Synchronise them with torch.distributed.barrier()."
+                "torch.cuda.Event(interprocess=True) was used, but the cpu device cannot share an event "
+                "between processes. Synchronise them with torch.distributed.barrier()."
             )
         self._timed = enable_timing
         self._recorded: float | None = None  # seconds of time.perf_counter
@@ -52,7 +52,7 @@ class HostEvent:
         """Milliseconds of wall-clock time from this event to `end_event`.
 
         Raises:
-            RuntimeError: one of the two was made without ``enable_timing=True`` or never recorded, as on CUDA.
+            RuntimeError: one of the two was made without ``enable_timing=True`` or never recorded.
         """
         if not (self._timed and end_event._timed):
             raise RuntimeError("Both events must be created with argument 'enable_timing=True'.")
@@ -110,7 +110,7 @@ class _Streams(threading.local):
 
 
 def install(substitutions: Substitutions) -> None:
-    """Substitute the classes, and which stream is current. ``with torch.cuda.stream(s)`` then works unchanged."""
+    """Substitute the classes, and which stream is current; ``with torch.cuda.stream(s)`` works on that."""
     default = HostStream()
     streams = _Streams(default)
 

@@ -1,12 +1,13 @@
 """Tensors, storages and files: whatever asks for CUDA memory gets host memory.
 
-Substituted are the factories of ``torch``, the device-taking methods of ``Tensor`` and storages, the legacy type
-names, ``with torch.device("cuda")``, ``torch.autocast("cuda")`` and the placement of CUDA tensors read by
-``torch.load``. ``nn.Module.cuda`` and ``to_empty`` need nothing: they call the tensor methods.
+Substituted are the factories of ``torch``, the device-taking methods of ``Tensor`` and storages, the legacy
+type names, ``with torch.device("cuda")``, ``torch.autocast("cuda")``, ``torch.Generator("cuda")`` and the
+placement of CUDA tensors read by ``torch.load``. ``nn.Module.cuda`` and ``to_empty`` need nothing: they call
+the tensor methods and factories.
 
-``tensor.device`` stays truthful, it is ``cpu``: PyTorch picks kernels by it. ``tensor.is_cuda`` says True beside
-``is_cpu``, because upstream's alltoall dispatcher turns its split sizes into numpy arrays only for such tensors,
-and ``all_to_all_single`` does not take tensors there.
+``tensor.device`` is ``cpu``, which is the truth: PyTorch picks kernels by it. ``tensor.is_cuda`` is True
+beside ``is_cpu``, because upstream's alltoall dispatcher turns its split sizes into numpy arrays for such tensors
+only, and ``all_to_all_single`` takes no tensors there.
 """
 
 import functools
@@ -37,7 +38,7 @@ def _install_factories(substitutions: Substitutions) -> None:
     # PyTorch's own list of functions that take a device. The call also fills its cache, which must hold the
     # original functions: `with torch.device("meta")` recognises the factory it intercepts by them.
     constructors = torch.utils._device._device_constructors()
-    names = {name for name, value in vars(torch).items() if isinstance(value, Hashable) and value in constructors}
+    names = {n for n, value in vars(torch).items() if isinstance(value, Hashable) and value in constructors}
     names |= {name for name in vars(torch) if name.endswith("_like")}
     for name in sorted(names):
         substitutions.wrap(torch, name, _on_host)
@@ -71,7 +72,7 @@ def _on_host(factory: Callable) -> Callable:
 
 
 def _as_tensor(as_tensor: Callable) -> Callable:
-    """``torch.as_tensor(data, dtype, device)`` is the one factory that takes the device by position as well."""
+    """``torch.as_tensor(data, dtype, device)`` is the one factory that takes the device by position too."""
 
     @functools.wraps(as_tensor)
     def as_host_tensor(data: Any, dtype: torch.dtype | None = None, device: Any = None) -> torch.Tensor:
@@ -110,7 +111,7 @@ def _pin_memory(self: torch.Tensor, device: Any = None) -> torch.Tensor:
 
 
 def _record_stream(self: torch.Tensor, stream: Any) -> None:
-    """``Tensor.record_stream``: it keeps the CUDA caching allocator from reusing memory; the host has none."""
+    """``Tensor.record_stream``: keeps CUDA's caching allocator from reusing memory; the host has none."""
 
 
 def _install_type_names(substitutions: Substitutions) -> None:
@@ -139,6 +140,7 @@ def _install_contexts(substitutions: Substitutions) -> None:
     substitutions.wrap(torch.utils._device.DeviceContext, "__init__", _translate_first_argument)
     # Otherwise autocast("cuda") would be entered and change nothing, because it acts on CUDA operators only.
     substitutions.wrap(torch.autocast, "__init__", _autocast_init)
+    substitutions.wrap(torch, "Generator", _generator_class)
 
 
 def _translate_first_argument(init: Callable) -> Callable:
@@ -157,11 +159,25 @@ def _autocast_init(init: Callable) -> Callable:
     return init_on_host
 
 
+def _generator_class(generator: type) -> type:
+    """``torch.Generator`` whose device may be CUDA. Upstream's text generation makes one."""
+
+    class _GeneratorType(type(generator)):  # type: ignore[misc]
+        def __instancecheck__(cls, instance: Any) -> bool:
+            return isinstance(instance, generator)  # also those that existed before, such as the default one
+
+    class Generator(generator, metaclass=_GeneratorType):
+        def __new__(cls, device: Any = HOST) -> Any:
+            return super().__new__(cls, device=to_host(device))
+
+    return Generator
+
+
 def _install_storages(substitutions: Substitutions) -> None:
     substitutions.set(torch.UntypedStorage, "cuda", _storage_cuda)
     substitutions.set(torch.TypedStorage, "cuda", _storage_cuda)
-    # Files written on a GPU carry "cuda:0" as location, and so does map_location="cuda". The registry is searched
-    # in order of priority; the lowest number comes before PyTorch's own entry for CUDA.
+    # Files written on a GPU carry "cuda:0" as location, and so does map_location="cuda". The registry is
+    # searched in order of priority; the lowest number comes before PyTorch's own entry for CUDA.
     entry = (-sys.maxsize, _no_tag, _restore_cuda_on_host)
     torch.serialization.register_package(*entry)
     substitutions.on_revert(lambda: torch.serialization._package_registry.remove(entry))

@@ -8,7 +8,7 @@ HOST = torch.device("cpu")
 
 
 def names_cuda(device: Any) -> bool:
-    """True for what PyTorch takes as a CUDA device: ``"cuda"``, ``"cuda:1"``, ``torch.device("cuda", 1)``, ``1``.
+    """True for ``"cuda"``, ``"cuda:1"``, ``torch.device("cuda", 1)`` and ``1``.
 
     Upstream passes all four; the integer comes from ``device=torch.cuda.current_device()``.
     """

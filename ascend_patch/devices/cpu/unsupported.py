@@ -1,7 +1,7 @@
 """The parts of ``torch.cuda`` that have no meaning on the host: they raise, naming what to do instead.
 
-Without these, a CUDA build of PyTorch would fail deep in its driver calls ("Found no NVIDIA driver"), and a CPU
-build with a missing attribute.
+Without these, a CUDA build of PyTorch would fail deep in its driver calls ("Found no NVIDIA driver"), and a
+CPU build with a missing attribute.
 """
 
 from collections.abc import Callable
@@ -16,7 +16,7 @@ from ascend_patch.engine.errors import AscendPatchError
 
 _GRAPHS = "Train without CUDA graphs (--cuda-graph-impl none, no --enable-cuda-graph)."
 _POOLS = "Train without memory pools of your own (no --use-nccl-ub, no --nccl-ub)."
-_HISTORY = "Train without --record-memory-history; torch.cuda.max_memory_allocated() is real on the cpu device."
+_HISTORY = "Train without --record-memory-history. torch.cuda.max_memory_allocated() is measured here too."
 _PROFILER = "Profile with --use-pytorch-profiler, which records CPU operators."
 _SENSORS = "The host has no such sensor for one process; train without --log-straggler."
 _STREAMS = "Streams of another library cannot be adopted by the host."
@@ -58,7 +58,7 @@ def install(substitutions: Substitutions) -> None:
 
 
 def _refuse(name: str, advice: str) -> NoReturn:
-    raise AscendPatchError(f"torch.cuda.{name} was used, but this process computes on the cpu device. {advice}")
+    raise AscendPatchError(f"torch.cuda.{name} was used, but the device of this process is the cpu. {advice}")
 
 
 def _unsupported_function(name: str, advice: str) -> Callable:
