@@ -46,6 +46,7 @@ _HERE = "ascend_patch.features.optimizer"
 
 PATCHES = (
     Patch(target=f"{_OPTIMIZER}:Adam", impl="ascend_patch.modules.adam:FusedAdam", **_ADAM),
+    Patch(target=f"{_OPTIMIZER}.distrib_optimizer:Adam", impl="ascend_patch.modules.adam:FusedAdam", **_ADAM),
     Patch(target=f"{_OPTIMIZER}:USING_PYTORCH_OPTIMIZER", impl=f"{_HERE}:FALSE", **_ADAM),
     Patch(target=f"{_OPTIMIZER}.distrib_optimizer:HAVE_APEX_OR_TE", impl=f"{_HERE}:TRUE", **_ADAM),
     Patch(target=f"{_OPTIMIZER}.distrib_optimizer:USING_APEX_OPTIMIZER", impl=f"{_HERE}:TRUE", **_ADAM),
