@@ -1,8 +1,8 @@
 """Attribute substitution that can be undone exactly.
 
 Every device translation goes through one :class:`Substitutions`, so that ``revert()`` gives back the
-identical objects, and a reader finds every change of PyTorch by looking for its callers. It is not the patch engine: it
-knows neither versions nor fingerprints, and touches PyTorch only, never Megatron.
+identical objects, and a reader finds every change of PyTorch by looking for its callers. It is not the patch
+engine: it knows neither versions nor fingerprints, and touches PyTorch only, never Megatron.
 """
 
 from collections.abc import Callable, Iterable

@@ -9,7 +9,8 @@ streams            ``torch.cuda.Stream``, ``Event``
 memory             the memory figures, measured on the process
 tensors            factories, ``Tensor.to`` and its like, type names, ``torch.load``, autocast
 compilation        ``torch.compile``, ``torch.jit.script``
-process_groups     ``nccl`` to ``gloo``
+profiling          ``torch.profiler``, NVTX markers
+process_groups     ``nccl`` to ``gloo``, device meshes
 collectives        uneven ``all_gather`` and ``reduce_scatter``, list ``all_to_all``
 unsupported        CUDA graphs, memory pools and snapshots, sensors, the CUDA profiler
 =================  ===========================================================================================
@@ -23,6 +24,7 @@ from ascend_patch.devices.cpu import (
     compilation,
     memory,
     process_groups,
+    profiling,
     runtime,
     streams,
     tensors,
@@ -31,7 +33,17 @@ from ascend_patch.devices.cpu import (
 from ascend_patch.devices.substitute import Substitutions
 
 # runtime first: the others build objects that ask torch.cuda for the current device.
-_TRANSLATIONS = (runtime, streams, memory, tensors, compilation, process_groups, collectives, unsupported)
+_TRANSLATIONS = (
+    runtime,
+    streams,
+    memory,
+    tensors,
+    compilation,
+    profiling,
+    process_groups,
+    collectives,
+    unsupported,
+)
 
 
 class CpuDevice:

@@ -1,4 +1,4 @@
-"""Process groups: whoever asks for NCCL gets Gloo."""
+"""Process groups and device meshes: whoever asks for NCCL gets Gloo."""
 
 import functools
 from collections.abc import Callable
@@ -6,16 +6,19 @@ from typing import Any
 
 import torch.distributed as dist
 import torch.distributed.distributed_c10d as c10d
+from torch.distributed.device_mesh import DeviceMesh
 
+from ascend_patch.devices.cpu.translation import HOST, names_cuda
 from ascend_patch.devices.substitute import Substitutions
 
 
 def install(substitutions: Substitutions) -> None:
-    """Substitute the two functions that make groups, and ``barrier``, which names devices."""
+    """Substitute what makes groups, and ``barrier``, which names devices."""
     owners = (dist, c10d)
     substitutions.set_in_all(owners, "init_process_group", _init_process_group(dist.init_process_group))
     substitutions.set_in_all(owners, "new_group", _new_group(dist.new_group))
     substitutions.set_in_all(owners, "barrier", _barrier(dist.barrier))
+    substitutions.wrap(DeviceMesh, "__init__", _device_mesh)
 
 
 def _names_nccl(backend: Any) -> bool:
@@ -52,6 +55,16 @@ def _new_group(new_group: Callable) -> Callable:
         return new_group(ranks, timeout, backend, pg_options, **kwargs)
 
     return new_host_group
+
+
+def _device_mesh(init: Callable) -> Callable:
+    """``DeviceMesh("cuda", …)`` makes its own groups, of the backend that belongs to the device."""
+
+    @functools.wraps(init)
+    def init_on_host(self: Any, device_type: str, *args: Any, **kwargs: Any) -> None:
+        init(self, HOST.type if names_cuda(device_type) else device_type, *args, **kwargs)
+
+    return init_on_host
 
 
 def _barrier(barrier: Callable) -> Callable:

@@ -113,9 +113,6 @@ def install(substitutions: Substitutions) -> None:
     }
     for name, value in replacements.items():
         substitutions.set_in_all(_OWNERS, name, value)
-    # Markers for Nsight, which cannot attach here. A CPU build of PyTorch would raise.
-    for name in ("range_push", "range_pop", "mark", "range_start", "range_end"):
-        substitutions.set(torch.cuda.nvtx, name, lambda *args: 0)
     if not hasattr(torch._C, "_cuda_attach_out_of_memory_observer"):  # a CPU build
         substitutions.set(torch._C, "_cuda_attach_out_of_memory_observer", lambda observer: None)
     # PyTorch's newer, device-independent door. It would believe is_available() above and go on to CUDA's C

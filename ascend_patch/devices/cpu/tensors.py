@@ -5,9 +5,9 @@ type names, ``with torch.device("cuda")``, ``torch.autocast("cuda")``, ``torch.G
 placement of CUDA tensors read by ``torch.load``. ``nn.Module.cuda`` and ``to_empty`` need nothing: they call
 the tensor methods and factories.
 
-``tensor.device`` is ``cpu``, which is the truth: PyTorch picks kernels by it. ``tensor.is_cuda`` is True
-beside ``is_cpu``, because upstream's alltoall dispatcher turns its split sizes into numpy arrays for such tensors
-only, and ``all_to_all_single`` takes no tensors there.
+``tensor.device`` is ``cpu``, the truth: PyTorch picks kernels by it. ``tensor.is_cuda`` is True beside
+``is_cpu``: upstream's alltoall dispatcher turns its split sizes into numpy arrays for such tensors only, and
+``all_to_all_single`` takes no tensors there.
 """
 
 import functools
