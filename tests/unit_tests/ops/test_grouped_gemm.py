@@ -1,0 +1,114 @@
+"""Grouped GEMM: each variant against float64, with empty experts, and the number of kernels it launches."""
+
+from collections import Counter
+from functools import partial
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from ascend_patch.ops import grouped_gemm as package
+from ascend_patch.ops.grouped_gemm import reference
+from ascend_patch.ops.grouped_gemm import torch as fast
+from tests.unit_tests.ops.checks import check_against_float64, check_deterministic_backward
+
+VARIANTS = [reference, fast]
+COUNTS = [[3, 0, 7, 1], [0, 0, 0, 5], [0, 0, 0, 0], [1], [4, 4]]
+
+
+def operands(counts, k, n, dtype=torch.float32):
+    return torch.randn(sum(counts), k).to(dtype), torch.randn(len(counts), n, k).to(dtype)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("counts", COUNTS)
+@pytest.mark.parametrize(("k", "n"), [(16, 32), (5, 3)], ids=["aligned", "odd"])
+def test_product_and_gradients(variant, dtype, counts, k, n):
+    check_against_float64(
+        partial(variant.grouped_gemm, tokens_per_expert=counts),
+        partial(reference.grouped_gemm, tokens_per_expert=counts),
+        *operands(counts, k, n, dtype),
+    )
+
+
+def test_non_contiguous_operands():
+    counts = [2, 0, 6]
+    x, weight = torch.randn(16, 8).t(), torch.randn(3, 16, 32).transpose(1, 2)
+    assert not x.is_contiguous() and not weight.is_contiguous()
+    check_against_float64(
+        partial(fast.grouped_gemm, tokens_per_expert=counts),
+        partial(reference.grouped_gemm, tokens_per_expert=counts),
+        x,
+        weight,
+    )
+
+
+@pytest.mark.parametrize("reduce", [torch.sum, torch.mean])
+def test_expanded_gradient(reduce):
+    """The gradient of a sum has stride 0, which torch._grouped_mm refuses."""
+    counts = [3, 5]
+    check_against_float64(
+        lambda x, w: reduce(fast.grouped_gemm(x, w, counts)),
+        lambda x, w: reduce(reference.grouped_gemm(x, w, counts)),
+        *operands(counts, 16, 32),
+    )
+
+
+def test_gradcheck():
+    counts = [2, 0, 3]
+    x, weight = operands(counts, 4, 3, torch.float64)
+    assert torch.autograd.gradcheck(
+        lambda x, w: fast.grouped_gemm(x, w, counts), (x.requires_grad_(), weight.requires_grad_())
+    )
+
+
+def test_backward_is_deterministic():
+    counts = [9, 0, 23]
+    check_deterministic_backward(
+        partial(fast.grouped_gemm, tokens_per_expert=counts), *operands(counts, 32, 16, torch.bfloat16)
+    )
+
+
+class CountOperators(TorchDispatchMode):
+    def __init__(self):
+        super().__init__()
+        self.counts = Counter()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.counts[function.overloadpacket.__name__] += 1
+        return function(*args, **kwargs or {})
+
+
+def test_number_of_products_does_not_grow_with_the_experts():
+    counts = [4] * 16
+    x, weight = operands(counts, 16, 32, torch.bfloat16)
+    with CountOperators() as operators:
+        fast.grouped_gemm(x.requires_grad_(), weight.requires_grad_(), counts).sum().backward()
+    assert operators.counts["_grouped_mm"] == 3
+    assert operators.counts["mm"] == operators.counts["bmm"] == 0
+
+
+def test_frozen_weight_costs_no_weight_gradient():
+    counts = [4, 4]
+    x, weight = operands(counts, 16, 32)
+    with CountOperators() as operators:
+        fast.grouped_gemm(x.requires_grad_(), weight, counts).sum().backward()
+    assert operators.counts["_grouped_mm"] == 2
+
+
+def test_counts_as_a_tensor():
+    x, weight = operands([2, 1], 16, 8)
+    as_list = package.grouped_gemm(x, weight, [2, 1])
+    assert torch.equal(package.grouped_gemm(x, weight, torch.tensor([2, 1])), as_list)
+
+
+@pytest.mark.parametrize("counts", [[2, 2], [3], [4, -1], [1, 1, 1]])
+def test_counts_that_do_not_fit(counts):
+    with pytest.raises(ValueError, match="tokens_per_expert is"):
+        package.grouped_gemm(*operands([2, 1], 16, 8), counts)
+
+
+def test_shapes_that_do_not_fit():
+    with pytest.raises(ValueError, match=r"allowed are \[T, K\] and \[E, N, K\]"):
+        package.grouped_gemm(torch.randn(3, 8), torch.randn(1, 4, 9), [3])
