@@ -5,8 +5,8 @@ from collections.abc import Callable
 from typing import Any
 
 import torch.distributed as dist
+import torch.distributed.device_mesh as device_mesh
 import torch.distributed.distributed_c10d as c10d
-from torch.distributed.device_mesh import DeviceMesh
 
 from ascend_patch.devices.cpu.translation import HOST, names_cuda
 from ascend_patch.devices.substitute import Substitutions
@@ -14,11 +14,11 @@ from ascend_patch.devices.substitute import Substitutions
 
 def install(substitutions: Substitutions) -> None:
     """Substitute what makes groups, and ``barrier``, which names devices."""
-    owners = (dist, c10d)
+    owners = (dist, c10d, device_mesh)
     substitutions.set_in_all(owners, "init_process_group", _init_process_group(dist.init_process_group))
     substitutions.set_in_all(owners, "new_group", _new_group(dist.new_group))
     substitutions.set_in_all(owners, "barrier", _barrier(dist.barrier))
-    substitutions.wrap(DeviceMesh, "__init__", _device_mesh)
+    substitutions.wrap(device_mesh.DeviceMesh, "__init__", _device_mesh)
 
 
 def _names_nccl(backend: Any) -> bool:
