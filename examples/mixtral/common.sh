@@ -37,7 +37,7 @@ SEQ_LENGTH=${SEQ_LENGTH:-4096}
 TRAIN_ITERS=${TRAIN_ITERS:-2000}
 LR=${LR:-1.0e-5}
 MIN_LR=${MIN_LR:-1.0e-6}
-LR_WARMUP_ITERS=${LR_WARMUP_ITERS:-0}
+LR_WARMUP_FRACTION=${LR_WARMUP_FRACTION:-0.01}
 SEED=${SEED:-1234}
 
 # ---- data, evaluation and saving
@@ -104,7 +104,7 @@ TRAINING_ARGS=(
     --lr "$LR"
     --min-lr "$MIN_LR"
     --lr-decay-style cosine
-    --lr-warmup-iters "$LR_WARMUP_ITERS"
+    --lr-warmup-fraction "$LR_WARMUP_FRACTION"
     --weight-decay 0.1
     --adam-beta1 0.9
     --adam-beta2 0.95
