@@ -88,8 +88,8 @@ def _cann(machine: Machine) -> Iterator[Finding]:
         "CANN",
         "error",
         f"{where}, and libhccl.so is not on LD_LIBRARY_PATH: torch_npu and transformers cannot be imported",
-        "Run `source /usr/local/Ascend/ascend-toolkit/set_env.sh`, install CANN if there is no such file, or on "
-        "a machine without NPUs `pip uninstall torch_npu`.",
+        "Run `source /usr/local/Ascend/ascend-toolkit/set_env.sh`, install CANN if there is no such file, or "
+        "on a machine without NPUs `pip uninstall torch_npu`.",
     )
 
 
@@ -192,7 +192,7 @@ def activation(machine: Machine) -> Iterator[Finding]:
         yield Finding("ascend_patch", "error", str(error), "Correct it, then run this command again.")
         return
     if "ascend_patch" not in machine.backends:
-        step = "Run `pip install ascend-patch` (`pip install -e .` in a checkout), or import ascend_patch.adaptor."
+        step = "Run `pip install ascend-patch` (checkout: `pip install -e .`), or `python -m ascend_patch.run`."
         yield Finding(
             "ascend_patch", "warning", "not installed as a package: ASCEND_PATCH=1 has no effect", step
         )

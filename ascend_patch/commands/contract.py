@@ -53,9 +53,7 @@ def run(arguments: argparse.Namespace) -> int:
     for line in stale:
         print(line)
     if stale:
-        print(
-            "Generate them anew with `ascend-patch contract --megatron RELEASE… --write` and review what changed."
-        )
+        print("Generate them anew with `ascend-patch contract --megatron RELEASE… --write`, then review.")
     return int(bool(stale))
 
 

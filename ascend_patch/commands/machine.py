@@ -68,7 +68,7 @@ class Machine:
         return spec is not None and spec.origin is not None
 
     def holding(self, part: str) -> list[Path]:
-        """Folders of the path that hold the file `part`, "megatron/core/__init__.py"; the first one is used."""
+        """Folders of the path that hold the file `part`, "torch/version.py"; the first one is used."""
         return [folder for folder in self.path if (folder / part).is_file()]
 
     def torch_cuda(self) -> str | None:

@@ -120,7 +120,7 @@ class SourceTree:
         return self._parsed[module]
 
     def _inherited(self, owner: ast.ClassDef, name: str, module: str, modules: list[str]) -> list[_Binding]:
-        """Bindings of `name` in the first base that has it, depth first; adds the modules read to `modules`."""
+        """Bindings of `name` in the first base that has it, depth first; adds the modules read."""
         for base in owner.bases:
             found = self._find_class(ast.unparse(base), module, modules)
             if found is None or found[0] is owner:

@@ -120,8 +120,12 @@ class _HookedLoader(Loader):
     def __getattr__(self, name: str) -> Any:
         return getattr(self._native, name)
 
-    def __reduce__(self) -> str | tuple[Any, ...]:
-        return self._native.__reduce_ex__(2)  # hooks belong to one process: pickle the native loader
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _unpickled, (self._native,)  # hooks belong to one process
+
+
+def _unpickled(native: Loader) -> Loader:
+    return native
 
 
 def _find_elsewhere(
