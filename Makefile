@@ -21,7 +21,7 @@ megatron: venv
 	@tools/setup_megatron.sh
 
 train: venv
-	@$(PY) -m tools.train
+	@$(PY) -m tools.train $(ARGS)
 
 test: megatron
 	@$(PY) -m pytest $(ARGS)

@@ -35,10 +35,14 @@ def reason(log: Sequence[str]) -> str:
 
 
 def _paragraph(lines: Sequence[str], start: int) -> str:
-    """The line of the exception and what follows of its message, up to the next thing a rank or torchrun prints."""
+    """The line of the exception and the rest of its message, up to whatever else is printed next."""
     message = [lines[start].strip()]
     for line in lines[start + 1 :]:
-        if not line.strip() or re.match(r"^(?:[EWI]\d{4} |Traceback |\S+Warning|\[)", line) or len(message) == 10:
+        if (
+            not line.strip()
+            or re.match(r"^(?:[EWI]\d{4} |Traceback |\S+Warning|\[)", line)
+            or len(message) == 10
+        ):
             break
         message.append(line.strip())
     return " ".join(message)

@@ -1,4 +1,4 @@
-"""How fast this machine multiplies matrices, and how much of that a Mixtral needs for one token of training."""
+"""How fast this machine multiplies matrices, and how many operations a Mixtral needs for one token."""
 
 import time
 from dataclasses import dataclass
@@ -22,8 +22,8 @@ class Mixtral:
     def flops_per_token(self) -> float:
         """Floating-point operations of the matrix products for one token, forward and backward.
 
-        Two for every weight a token meets (of the experts, those it is routed to) and for the causal half of both
-        attention products; the backward pass takes twice the forward pass. Recomputation, norms, rotary
+        Two for every weight a token meets (of the experts, those it is routed to) and for the causal half of
+        both attention products; the backward pass takes twice the forward pass. Recomputation, norms, rotary
         embedding, softmax and the optimizer are not counted, as usual for model FLOPs (PaLM, appendix B).
         """
         hidden = self.hidden_size
@@ -36,7 +36,7 @@ class Mixtral:
 
 
 def gemm_rate(device: str, threads: int, size: int = 2048, seconds: float = 1.0) -> float:
-    """Floating-point operations a second of a square bfloat16 matrix product, the best of those that fit in ``seconds``.
+    """Operations a second of a square bfloat16 matrix product, the best of those that fit in ``seconds``.
 
     Args:
         device: "cpu", "cuda" or "npu".

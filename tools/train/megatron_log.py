@@ -1,8 +1,8 @@
 """Reads the numbers out of Megatron's training log, as 0.17 to 0.19 print it.
 
-A pure parser of text: it starts nothing, follows no file and knows no run. Two traits of the numbers come from
-upstream: with ``--log-interval N`` a line holds means over N iterations, and the second line of a process holds
-the mean of its first two iterations' losses, because upstream does not reset its sum after the first one.
+A pure parser of text: it starts nothing, follows no file and knows no run. Two traits of the numbers come
+from upstream: with ``--log-interval N`` a line holds means over N iterations, and the second line of a
+process holds the mean of its first two losses, because upstream does not reset its sum after the first one.
 """
 
 import re

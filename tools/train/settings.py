@@ -2,7 +2,7 @@
 
 import shlex
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,11 +29,13 @@ class Settings:
 
     @classmethod
     def from_environment(cls, environ: Mapping[str, str]) -> "Settings":
-        """Read NAME (the folder under runs/), DATA (a .jsonl file) and FRESH (1: throw the run of that name away)."""
+        """Read NAME (the folder under runs/), DATA (a .jsonl file) and FRESH (1: throw that run away)."""
         data = Path(environ["DATA"]) if environ.get("DATA") else None
         name = environ.get("NAME") or (data.stem if data else "mixtral-tiny")
         if name in {".", ".."} or "/" in name:
-            raise SettingsError(f"NAME={name} cannot name a folder under runs/. Use letters, digits, - and _.")
+            raise SettingsError(
+                f"NAME={name} cannot name a folder under runs/. Use letters, digits, - and _."
+            )
         fresh = environ.get("FRESH", "0")
         if fresh not in {"0", "1"}:
             raise SettingsError(f"FRESH={fresh} is neither 0 (resume, the default) nor 1 (start anew).")
@@ -52,14 +54,14 @@ class Command:
     words: tuple[str, ...]
 
     @classmethod
-    def of(cls, script: Path, environ: Mapping[str, str]) -> "Command":
-        """Ask the script; it starts nothing.
+    def of(cls, script: Path, environ: Mapping[str, str], flags: Sequence[str] = ()) -> "Command":
+        """Ask the script, which starts nothing; ``flags`` are further ones for upstream.
 
         Raises:
             SettingsError: with the script's own message, if it refuses the environment.
         """
         result = subprocess.run(
-            ["bash", str(script)], env={**environ, "DRY_RUN": "1"}, capture_output=True, text=True
+            ["bash", str(script), *flags], env={**environ, "DRY_RUN": "1"}, capture_output=True, text=True
         )
         if result.returncode != 0:
             raise SettingsError(result.stderr.strip())
