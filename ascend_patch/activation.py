@@ -64,7 +64,7 @@ class Activation:
         self.engine = Engine(
             PATCHES,
             Environment(device=self.device.name, upstream=self.megatron.version),
-            _contract(),
+            Contract.load(),
             disabled=self.config.disabled,
             allow_drift=self.config.allow_drift,
             hooks=self.hooks,
@@ -115,10 +115,3 @@ def activate(config: Config | None = None) -> Activation:
         activation.install()
         _active = activation
     return _active
-
-
-def _contract():
-    try:
-        return Contract.load()
-    except Exception:
-        return None

@@ -23,7 +23,20 @@ def topk_routing_with_score_function(original: Callable) -> Callable:
     return routing
 
 
+#: What ``te_general_gemm`` is where TransformerEngine is missing, from 0.17 on.
+NO_GENERAL_GEMM = None
+
 PATCHES = (
+    Patch(
+        id="moe.router_gemm",
+        target="megatron.core.transformer.moe.moe_utils:te_general_gemm",
+        impl="ascend_patch.features.router:NO_GENERAL_GEMM",
+        mode="replace",
+        upstream=">=0.16.1,<0.17",
+        reason="0.16.1 leaves the name undefined without TransformerEngine: a NameError in every MoE layer.",
+        remove_when="0.16 is no longer supported.",
+        when=without_transformer_engine,
+    ),
     Patch(
         id="moe.router_topk",
         target="megatron.core.transformer.moe.moe_utils:topk_routing_with_score_function",
