@@ -192,7 +192,9 @@ def activation(machine: Machine) -> Iterator[Finding]:
         yield Finding("ascend_patch", "error", str(error), "Correct it, then run this command again.")
         return
     if "ascend_patch" not in machine.backends:
-        step = "Run `pip install ascend-patch` (checkout: `pip install -e .`), or `python -m ascend_patch.run`."
+        step = (
+            "Run `pip install ascend-patch` (checkout: `pip install -e .`), or `python -m ascend_patch.run`."
+        )
         yield Finding(
             "ascend_patch", "warning", "not installed as a package: ASCEND_PATCH=1 has no effect", step
         )

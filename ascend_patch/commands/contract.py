@@ -25,8 +25,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         action="extend",
         default=[],
-        metavar="FOLDER|WHEEL|VERSION",
-        help="the releases to record, or to check byte for byte; a VERSION is downloaded",
+        metavar="PLACE",
+        help="the releases to record or check: folders, wheels, versions (downloaded) or `installed`",
     )
     parser.add_argument("--directory", type=Path, help="where the files are (default: patches/)")
     task = parser.add_mutually_exclusive_group(required=True)

@@ -81,8 +81,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--megatron",
         nargs="+",
         action="extend",
-        metavar="FOLDER|WHEEL|VERSION",
-        help="look at these instead of the installed one; a VERSION is downloaded",
+        metavar="PLACE",
+        help="a folder, a wheel, a version (it is downloaded) or `installed`, the default",
     )
     parser.add_argument(
         "--markdown", metavar="FILE", type=Path, help="also write the table to FILE, as a document"

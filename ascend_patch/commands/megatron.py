@@ -46,11 +46,13 @@ def installed() -> Megatron:
 
 
 def resolve(value: str) -> Megatron:
-    """The Megatron that the user means by `value`: a folder, a wheel file or a version to download.
+    """The Megatron that `value` means: "installed", a folder, a wheel file or a version to download.
 
     Raises:
         AscendPatchError: it is none of these, holds no Megatron, or cannot be downloaded.
     """
+    if value == "installed":
+        return installed()
     path = Path(value)
     if path.is_dir():
         found = upstream.at(path.resolve())
@@ -62,7 +64,7 @@ def resolve(value: str) -> Megatron:
     except InvalidVersion:
         raise AscendPatchError(
             f"--megatron {value} is neither a folder, nor a wheel file, nor a version. Give the folder above "
-            "`megatron/`, a megatron_core-*.whl, or a release such as 0.19.2."
+            "`megatron/`, a megatron_core-*.whl, a release such as 0.19.2, or `installed`."
         ) from None
     return _download(version)
 

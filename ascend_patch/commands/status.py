@@ -24,7 +24,9 @@ HELP = "what is patched here, and what a run recorded"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of the command."""
     parser.add_argument("--device", choices=DEVICES, help="pretend this device (default: the best there is)")
-    parser.add_argument("--megatron", metavar="FOLDER|WHEEL|VERSION", help="instead of the installed one")
+    parser.add_argument(
+        "--megatron", metavar="PLACE", help="a folder, wheel or version instead of the installed one"
+    )
     parser.add_argument("--report", type=Path, metavar="FILE", help="show also what the run recorded in FILE")
     parser.add_argument("--json", action="store_true", help="print JSON")
 

@@ -45,7 +45,12 @@ class Stubs:
         return importlib.import_module(self.named(name))
 
     def patch(self, target: str, impl: str = "IMPL:ten", mode: str = "wrap", **fields) -> Patch:
-        fields = {"id": "stub.patch", "upstream": ">=1,<3", "reason": "A test.", "remove_when": "Never."} | fields
+        fields = {
+            "id": "stub.patch",
+            "upstream": ">=1,<3",
+            "reason": "A test.",
+            "remove_when": "Never.",
+        } | fields
         fields["consumers"] = tuple(self.named(one) for one in fields.get("consumers", ()))
         return Patch(target=self.named(target), impl=self.named(impl), mode=mode, **fields)
 

@@ -110,7 +110,15 @@ def test_name_bound_under_conditions():
 
 @pytest.mark.parametrize(
     "text",
-    ["f = 1", "f: int = 1", "a, (f, b) = x", "import f", "import f.g", "import x as f", "from x import y as f"]
+    [
+        "f = 1",
+        "f: int = 1",
+        "a, (f, b) = x",
+        "import f",
+        "import f.g",
+        "import x as f",
+        "from x import y as f",
+    ]
     + ["with x:\n    f = 1", "for x in y:\n    f = x", "if a:\n    pass\nelif b:\n    f = 1", "f += 1"]
     + ["try:\n    pass\nfinally:\n    f = 1"],
 )
@@ -118,7 +126,9 @@ def test_ways_to_bind_a_name(text):
     assert take(text).kind == "name"
 
 
-@pytest.mark.parametrize("text", ["", "g = 1", "def g():\n    f = 1", "class f2: pass", "x.f = 1", "import g as h"])
+@pytest.mark.parametrize(
+    "text", ["", "g = 1", "def g():\n    f = 1", "class f2: pass", "x.f = 1", "import g as h"]
+)
 def test_absent(text):
     assert take(text) is None
 
@@ -140,7 +150,9 @@ INHERITED = {
 def test_inherited_method_is_found_through_imports():
     sources = tree(**INHERITED)
     found = sources.fingerprint("p.sub.child:A.f")
-    assert found.body == sources.fingerprint("p.base:Root.f").body == sources.fingerprint("p.sub.child:C.f").body
+    assert (
+        found.body == sources.fingerprint("p.base:Root.f").body == sources.fingerprint("p.sub.child:C.f").body
+    )
     assert found.modules == ("p.sub.child", "p", "p.base")
 
 
