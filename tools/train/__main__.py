@@ -16,15 +16,14 @@ from rich.console import Console
 from tools.preprocess_data import DataError
 from tools.train import figure, summary
 from tools.train.corpus import prepare_dataset, prepare_tokenizer
-from tools.train.failure import reason
+from tools.train.failure import find_failure
 from tools.train.launch import run_and_follow
 from tools.train.megatron_log import History, Iteration, Validation
 from tools.train.progress import TrainingProgress
 from tools.train.settings import ROOT, SCRIPT, Command, Settings, SettingsError
 from tools.train.tokenizer import write_file
 
-TAIL = 30  # lines of the log shown after a failure
-KEPT = 2000  # lines of the log searched for its reason
+KEPT = 2000  # last lines of the log, searched for what made it fail
 FEW_DOCUMENTS = 40  # with fewer, 5 % of them may be none
 
 
@@ -144,8 +143,9 @@ def _train(
             print("make train: interrupted. The next one resumes from the last checkpoint.", file=sys.stderr)
             return 130
     if status != 0 or not history.iterations:
-        print("".join(list(recent)[-TAIL:]), file=sys.stderr)
-        print(f"make train: the training failed. {reason(recent)}", file=sys.stderr)
+        failure = find_failure(recent)
+        print("\n".join(failure.excerpt), file=sys.stderr)
+        print(f"\nmake train: the training failed. {failure.reason}", file=sys.stderr)
         print(f"            The whole log: {shown(log)}", file=sys.stderr)
         return status or 1
     _report(settings, command, history, int(environ["OMP_NUM_THREADS"]), console)

@@ -15,6 +15,7 @@ def draw(history: History, title: str, path: Path) -> None:
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
+    from matplotlib.ticker import MaxNLocator
 
     style = {
         "font.size": 9,
@@ -61,6 +62,7 @@ def draw(history: History, title: str, path: Path) -> None:
             axes[name].plot(*history.series(quantity), color=color, linewidth=1.2)
             axes[name].set_title(label, fontsize=9)
             axes[name].set_xlabel("iteration")
+            axes[name].xaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
         axes["rate"].ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
 
         unfinished = path.with_name(f"unfinished.{os.getpid()}.{path.name}")

@@ -35,19 +35,24 @@ class Mixtral:
         return 3 * 2 * (self.num_layers * per_layer + hidden * self.vocab_size)
 
 
-def gemm_rate(device: str, threads: int, size: int = 2048, seconds: float = 1.0) -> float:
-    """Operations a second of a square bfloat16 matrix product, the best of those that fit in ``seconds``.
+def gemm_rate(
+    device: str, threads: int, size: int = 2048, seconds: float = 1.0, dtype: str = "bfloat16"
+) -> float:
+    """Operations a second of a square matrix product, the best of those that fit in ``seconds``.
 
     Args:
         device: "cpu", "cuda" or "npu".
         threads: on the cpu, the threads to use.
+        size: rows and columns of the matrices.
+        seconds: how long to try.
+        dtype: torch's name of it.
     """
     import torch
 
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        left, right = (torch.randn(size, size, device=device, dtype=torch.bfloat16) for _ in range(2))
+        left, right = (torch.randn(size, size, device=device, dtype=getattr(torch, dtype)) for _ in range(2))
         out = left @ right
         best = float("inf")
         deadline = time.perf_counter() + seconds
