@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from ascend_patch.ops.attention.masks import visible_keys
+from ascend_patch.ops.attention.packed import attention_by_sequence
 from ascend_patch.ops.numerics import accumulation_dtype
 
 
@@ -48,17 +49,15 @@ def attention_thd(
     dropout_p: float = 0.0,
 ) -> Tensor:
     """See :func:`ascend_patch.ops.attention.attention_thd`."""
-    output = query.new_zeros(query.shape[0], query.shape[1] * value.shape[2])
-    ends_q, ends_kv = cu_seqlens_q.tolist(), cu_seqlens_kv.tolist()
-    for i in range(len(ends_q) - 1):
-        q, kv = slice(ends_q[i], ends_q[i + 1]), slice(ends_kv[i], ends_kv[i + 1])
-        output[q] = attention(
-            query[q].unsqueeze(1),
-            key[kv].unsqueeze(1),
-            value[kv].unsqueeze(1),
-            scale=scale,
-            causal=causal,
-            window=window,
-            dropout_p=dropout_p,
-        ).squeeze(1)
-    return output
+    return attention_by_sequence(
+        attention,
+        query,
+        key,
+        value,
+        cu_seqlens_q,
+        cu_seqlens_kv,
+        scale=scale,
+        causal=causal,
+        window=window,
+        dropout_p=dropout_p,
+    )

@@ -1,5 +1,73 @@
-"""The reference, until a faster portable variant stands here."""
+"""Attention with what PyTorch has on every device.
 
-from ascend_patch.ops.attention.reference import attention, attention_thd
+On the host :mod:`ascend_patch.ops.attention.blockwise`. Elsewhere, and with dropout, PyTorch's own
+``scaled_dot_product_attention``, whose flash kernels cover the causal case; there a sliding window costs an
+``[sq, sk]`` mask, and the backward pass is deterministic under ``torch.use_deterministic_algorithms`` only.
+"""
 
-__all__ = ["attention", "attention_thd"]
+import torch
+from torch import Tensor
+
+from ascend_patch.ops.attention.blockwise import blockwise_attention
+from ascend_patch.ops.attention.masks import visible_keys
+from ascend_patch.ops.attention.packed import attention_by_sequence
+
+
+def attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    scale: float,
+    causal: bool,
+    window: tuple[int, int] | None = None,
+    dropout_p: float = 0.0,
+    mask: Tensor | None = None,
+) -> Tensor:
+    """See :func:`ascend_patch.ops.attention.attention`."""
+    if query.device.type == "cpu" and dropout_p == 0.0:
+        return blockwise_attention(query, key, value, scale, causal, window, mask)
+    plainly_causal = causal and window is None and mask is None and query.shape[0] == key.shape[0]
+    visible = None
+    if not plainly_causal and (causal or window is not None or mask is not None):
+        visible = visible_keys(query.shape[0], key.shape[0], causal, window, query.device)
+        if mask is not None:
+            visible = visible & ~mask
+    output = torch.nn.functional.scaled_dot_product_attention(
+        query.permute(1, 2, 0, 3),
+        key.permute(1, 2, 0, 3),
+        value.permute(1, 2, 0, 3),
+        attn_mask=visible,
+        dropout_p=dropout_p,
+        is_causal=plainly_causal,
+        scale=scale,
+        enable_gqa=query.shape[2] != key.shape[2],
+    )
+    return output.permute(2, 0, 1, 3).flatten(2)
+
+
+def attention_thd(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    cu_seqlens_q: Tensor,
+    cu_seqlens_kv: Tensor,
+    *,
+    scale: float,
+    causal: bool,
+    window: tuple[int, int] | None = None,
+    dropout_p: float = 0.0,
+) -> Tensor:
+    """See :func:`ascend_patch.ops.attention.attention_thd`."""
+    return attention_by_sequence(
+        attention,
+        query,
+        key,
+        value,
+        cu_seqlens_q,
+        cu_seqlens_kv,
+        scale=scale,
+        causal=causal,
+        window=window,
+        dropout_p=dropout_p,
+    )
