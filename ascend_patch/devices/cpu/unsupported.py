@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 import torch
 import torch.cuda.graphs
 import torch.cuda.memory
+import torch.cuda.profiler
 
 from ascend_patch.devices.substitute import Substitutions
 from ascend_patch.engine.errors import AscendPatchError
@@ -48,7 +49,7 @@ _FUNCTIONS = {
 
 def install(substitutions: Substitutions) -> None:
     """Replace every class and function of the two tables, wherever ``torch.cuda`` exposes it."""
-    owners = (torch.cuda, torch.cuda.graphs, torch.cuda.memory, torch.cuda.streams)
+    owners = (torch.cuda, torch.cuda.graphs, torch.cuda.memory, torch.cuda.profiler, torch.cuda.streams)
     for names, make in ((_CLASSES, _unsupported_class), (_FUNCTIONS, _unsupported_function)):
         for name, advice in names.items():
             replacement = make(name, advice)
