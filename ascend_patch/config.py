@@ -90,3 +90,8 @@ def _pairs(environ: Mapping[str, str], name: str) -> dict[str, str]:
             )
         pairs[operator.strip()] = variant.strip()
     return pairs
+
+
+def variable_of_others(name: str, environ: Mapping[str, str] = os.environ) -> str:
+    """A variable of the shell, PyTorch or CANN, "" when unset; `ascend-patch doctor` looks at some."""
+    return environ.get(name, "")

@@ -79,7 +79,7 @@ class Engine:
         """
         if self._callbacks:
             return
-        wanted = {n: patch for n, patch in enumerate(self._patches) if self._outcomes[n].status == "pending"}
+        wanted = {n: patch for n, patch in enumerate(self._patches) if self._outcomes[n].status != "skipped"}
         modules = tuple(dict.fromkeys(patch.module for patch in wanted.values()))
         late = [module for module in modules if not self._hooks.in_time(module)]
         if late:
@@ -113,7 +113,7 @@ class Engine:
         return Outcome(patch.id, patch.target, "pending" if reason is None else "skipped", reason or "")
 
     def _check(self, rows: Sequence[int]) -> None:
-        """Compare upstream's source with the contract, each row once; all drift is raised as one error."""
+        """Compare upstream's source with the contract, until it holds; all drift is raised as one error."""
         if self._contract is None:
             return
         problems = []
@@ -123,12 +123,12 @@ class Engine:
                 errors = [str(finding) for finding in findings if finding.is_error]
                 notices = tuple(str(f) for f in findings if not f.is_error or self._allow_drift)
                 self._outcomes[n] = replace(self._outcomes[n], notices=notices)
-                if errors and not self._allow_drift:
-                    self._outcomes[n] = replace(self._outcomes[n], status="failed", detail="; ".join(errors))
-                    problems.append(
-                        f"{self._patches[n].id} ({self._patches[n].upstream}): {'; '.join(errors)}"
-                    )
-                self._unchecked.discard(n)
+                if not errors or self._allow_drift:
+                    self._unchecked.discard(n)
+                    continue
+                text = "; ".join(errors)
+                self._outcomes[n] = replace(self._outcomes[n], status="failed", detail=text)
+                problems.append(f"{self._patches[n].id} ({self._patches[n].upstream}): {text}")
         if problems:
             raise PatchError(_drifted(problems, self._environment, self._patches, self._outcomes))
 

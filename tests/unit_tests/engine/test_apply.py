@@ -406,6 +406,17 @@ def test_all_drift_is_told_at_once(upstream, engine):
         engine(*rows, contract=contract)
 
 
+def test_a_second_attempt_does_not_get_past_drift(upstream):
+    patch = upstream.patch("UP.core:f")
+    contract = record(upstream, patch)
+    change(upstream, "def f(x):", "def f(x, y=None):")
+    made = Engine([patch], HERE, contract)
+    for _ in range(2):
+        with pytest.raises(PatchError, match="another signature"):
+            made.install()
+        assert statuses(made) == ["failed"]
+
+
 def test_vanished_module_is_told_although_nobody_would_import_it(upstream, engine):
     patch = upstream.patch("UP.core:f")
     contract = record(upstream, patch)
