@@ -16,13 +16,13 @@ def grouped_mlp_modules(original: Callable) -> Callable:
             return original(self, moe_use_grouped_gemm)
         from megatron.core.transformer.moe.experts import GroupedMLPSubmodules, TEGroupedMLP
 
-        from ascend_patch.modules.grouped_linear import column_parallel_grouped_linear, row_parallel_grouped_linear
+        from ascend_patch.modules.grouped_linear import ColumnParallelGroupedLinear, RowParallelGroupedLinear
 
         return partial(
             TEGroupedMLP,
             submodules=GroupedMLPSubmodules(
-                linear_fc1=column_parallel_grouped_linear,
-                linear_fc2=row_parallel_grouped_linear,
+                linear_fc1=ColumnParallelGroupedLinear,
+                linear_fc2=RowParallelGroupedLinear,
                 activation_func=self.activation_func(),
             ),
         )
@@ -40,10 +40,10 @@ def grouped_mlp_modules_0_16(original: Callable) -> Callable:
         from megatron.core.transformer.mlp import MLPSubmodules
         from megatron.core.transformer.moe.experts import TEGroupedMLP
 
-        from ascend_patch.modules.grouped_linear import column_parallel_grouped_linear, row_parallel_grouped_linear
+        from ascend_patch.modules.grouped_linear import ColumnParallelGroupedLinear, RowParallelGroupedLinear
 
         return TEGroupedMLP, MLPSubmodules(
-            linear_fc1=column_parallel_grouped_linear, linear_fc2=row_parallel_grouped_linear
+            linear_fc1=ColumnParallelGroupedLinear, linear_fc2=RowParallelGroupedLinear
         )
 
     return choose

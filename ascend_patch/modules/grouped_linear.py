@@ -156,29 +156,29 @@ def _stack_experts(module: GroupedLinear, state_dict: dict, prefix: str, *_) -> 
         state_dict[f"{prefix}weight"] = torch.stack([state_dict.pop(key) for key in keys])
 
 
-def column_parallel_grouped_linear(
-    num_local_experts: int, input_size: int, output_size: int, *, config: TransformerConfig, **kwargs
-) -> GroupedLinear:
-    """Builder for ``linear_fc1`` of ``TEGroupedMLP``; ``output_size`` includes both halves of a gated unit."""
-    return GroupedLinear(
-        num_local_experts,
-        input_size,
-        output_size,
-        partition_dim=0,
-        gated=config.gated_linear_unit,
-        config=config,
-        **_used(kwargs),
-    )
+class ColumnParallelGroupedLinear(GroupedLinear):
+    """``linear_fc1`` of ``TEGroupedMLP``; ``output_size`` includes both halves of a gated unit."""
+
+    def __init__(
+        self, num_local_experts: int, input_size: int, output_size: int, *, config: TransformerConfig, **kwargs
+    ) -> None:
+        gated = config.gated_linear_unit
+        super().__init__(
+            num_local_experts, input_size, output_size, partition_dim=0, gated=gated, config=config, **_used(kwargs)
+        )
 
 
-def row_parallel_grouped_linear(
-    num_local_experts: int, input_size: int, output_size: int, *, config: TransformerConfig, **kwargs
-) -> GroupedLinear:
-    """Builder for ``linear_fc2`` of ``TEGroupedMLP``."""
-    return GroupedLinear(
-        num_local_experts, input_size, output_size, partition_dim=1, gated=False, config=config, **_used(kwargs)
-    )
+class RowParallelGroupedLinear(GroupedLinear):
+    """``linear_fc2`` of ``TEGroupedMLP``."""
+
+    def __init__(
+        self, num_local_experts: int, input_size: int, output_size: int, *, config: TransformerConfig, **kwargs
+    ) -> None:
+        super().__init__(
+            num_local_experts, input_size, output_size, partition_dim=1, gated=False, config=config, **_used(kwargs)
+        )
 
 
 def _used(kwargs: dict) -> dict:
+    """Of what ``TEGroupedMLP`` passes, the arguments that mean something here; the rest is TransformerEngine's."""
     return {name: kwargs[name] for name in ("init_method", "bias", "pg_collection")}
