@@ -143,7 +143,12 @@ INHERITED = {
     "p____init__": "from .base import Base\n",
     "p__base": "class Root:\n    def f(self): return 1\nclass Base(Root): pass\n",
     "p__sub____init__": "",
-    "p__sub__child": "import p.base as other\nfrom .. import Base as B\nclass A(B): pass\nclass C(other.Root): pass\n",
+    "p__sub__child": """
+        import p.base as other
+        from .. import Base as B
+        class A(B): pass
+        class C(other.Root): pass
+        """,
 }
 
 
