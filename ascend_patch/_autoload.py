@@ -11,8 +11,10 @@ def autoload() -> None:
     """Activate if the environment asks for it."""
     if "ASCEND_PATCH" not in os.environ:  # keep everybody else's `import torch` free of our imports
         return
+    from ascend_patch import failure
     from ascend_patch.config import Config
 
+    failure.install()  # torch turns an error of an entry point into one of its own
     config = Config.from_environment()
     if config.enabled:
         from ascend_patch.activation import activate

@@ -95,3 +95,8 @@ def _pairs(environ: Mapping[str, str], name: str) -> dict[str, str]:
 def variable_of_others(name: str, environ: Mapping[str, str] = os.environ) -> str:
     """A variable of the shell, PyTorch or CANN, "" when unset; `ascend-patch doctor` looks at some."""
     return environ.get(name, "")
+
+
+def rank(environ: Mapping[str, str] = os.environ) -> int:
+    """This process's place among all of the job, as torchrun states it; 0 outside of one."""
+    return int(environ.get("RANK") or 0)

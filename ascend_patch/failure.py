@@ -1,0 +1,48 @@
+"""How an :class:`AscendPatchError` that ends a process is shown: one paragraph instead of a traceback a rank.
+
+All ranks of a job usually fail alike. Rank 0 speaks at once; the others keep quiet until the launcher has had
+the time to end them, and speak only if it has not, because then the failure is theirs alone.
+"""
+
+import sys
+import time
+from types import TracebackType
+
+from ascend_patch.config import rank
+from ascend_patch.engine.errors import AscendPatchError, DeclarationError
+
+#: How long a rank other than 0 waits for the launcher to end it, in seconds. torchrun looks ten times a second.
+PATIENCE = 5.0
+
+
+def install() -> None:
+    """Make it so in this process; idempotent. Other exceptions go to the hook that was there before."""
+    if not isinstance(sys.excepthook, _Hook):
+        sys.excepthook = _Hook(sys.excepthook)
+
+
+def uninstall() -> None:
+    """Put the previous hook back, unless somebody has replaced ours since."""
+    if isinstance(sys.excepthook, _Hook):
+        sys.excepthook = sys.excepthook.previous
+
+
+class _Hook:
+    def __init__(self, previous) -> None:
+        self.previous = previous
+
+    def __call__(self, kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
+        own = find(error)
+        if own is None:
+            self.previous(kind, error, traceback)
+            return
+        if rank() != 0:
+            time.sleep(PATIENCE)
+        print(f"ascend_patch: {own}", file=sys.stderr, flush=True)
+
+
+def find(error: BaseException | None) -> AscendPatchError | None:
+    """The first error of ours in the chain of causes; None for a mistake in ascend_patch, which needs its traceback."""
+    while error is not None and not isinstance(error, AscendPatchError):
+        error = error.__cause__  # torch wraps what an entry point of `torch.backends` raises
+    return None if isinstance(error, DeclarationError) else error
