@@ -42,8 +42,7 @@ def permute(
         )
     if probs is not None and probs.shape != routing_map.shape:
         raise ValueError(
-            f"permute: probs has shape {tuple(probs.shape)}, routing_map {tuple(routing_map.shape)}; they "
-            "must agree."
+            f"permute: probs has shape {tuple(probs.shape)}, routing_map {tuple(routing_map.shape)}; they must agree."
         )
     return implementation("permute").permute(tokens, routing_map, probs, num_out_tokens)
 
@@ -106,7 +105,7 @@ def sort_chunks(
         probs: ``[T]`` or None, reordered in the same way.
 
     Returns:
-        ``(x, probs)`` in the new order; the inputs themselves where the order stays the same.
+        ``(x, probs)`` in the new order; possibly the inputs themselves where the order stays the same.
     """
     sizes = split_sizes.tolist() if isinstance(split_sizes, Tensor) else list(split_sizes)
     order = sorted_idxs.tolist() if isinstance(sorted_idxs, Tensor) else list(sorted_idxs)

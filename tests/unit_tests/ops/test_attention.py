@@ -148,9 +148,7 @@ def test_as_upstream(variant, window, monkeypatch):
     ones = torch.ones
     monkeypatch.setattr(torch, "ones", lambda *a, **k: ones(*a, **{**k, "device": "cpu"}))
     query, key, value = inputs(10, 10, heads=4, groups=4)
-    softmax = FusedScaleMaskSoftmax(
-        False, False, AttnMaskType.causal, False, attention_mask_func, True, None, window
-    )
+    softmax = FusedScaleMaskSoftmax(False, False, AttnMaskType.causal, False, attention_mask_func, True, None, window)
     scores = torch.einsum("qbnh,kbnh->bnqk", query, key) * 0.3
     expected = torch.einsum("bnqk,kbnh->qbnh", softmax(scores, None), value).flatten(2)
     found = variant.attention(query, key, value, scale=0.3, causal=True, window=window)

@@ -56,9 +56,7 @@ def test_label_smoothing(variant, dtype):
 def test_label_smoothing_is_that_of_torch():
     logits, target = logits_and_target(9, 31)
     # torch spreads a over all classes, Megatron a * V / (V - 1) to leave the target 1 - a.
-    expected = torch.nn.functional.cross_entropy(
-        logits, target, reduction="none", label_smoothing=0.1 * 31 / 30
-    )
+    expected = torch.nn.functional.cross_entropy(logits, target, reduction="none", label_smoothing=0.1 * 31 / 30)
     torch.testing.assert_close(reference.cross_entropy(logits, target, label_smoothing=0.1), expected)
 
 
@@ -131,9 +129,7 @@ def test_vocabulary_split_between_ranks(variant, label_smoothing):
     loss, (gradient,) = results_and_gradients(whole, [logits, target], grad_loss)
 
     def one_rank(rank: int, group: dist.ProcessGroup) -> tuple[Tensor, list[Tensor]]:
-        part = partial(
-            variant.cross_entropy, label_smoothing=label_smoothing, group=group, vocab_start=8 * rank
-        )
+        part = partial(variant.cross_entropy, label_smoothing=label_smoothing, group=group, vocab_start=8 * rank)
         return results_and_gradients(part, [logits[..., 8 * rank : 8 * rank + 8], target], grad_loss)
 
     results = run_ranks(3, one_rank)

@@ -103,9 +103,7 @@ def test_variants_have_the_functions_of_the_package(operator, variant):
     ]
     assert functions
     for name, function in functions:
-        assert list(inspect.signature(getattr(module, name)).parameters) == list(
-            inspect.signature(function).parameters
-        )
+        assert list(inspect.signature(getattr(module, name)).parameters) == list(inspect.signature(function).parameters)
 
 
 def test_every_package_is_registered():
