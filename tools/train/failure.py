@@ -48,7 +48,7 @@ def _paragraph(lines: Sequence[str], start: int) -> str:
     """The line of the exception and the rest of its message, up to whatever else is printed next."""
     message = [lines[start].strip()]
     for line in lines[start + 1 : start + 10]:
-        if not line.strip() or _ELSEWHERE.match(line):
+        if not line.strip() or _ELSEWHERE.match(line) or _EXCEPTION.match(line):
             break
         message.append(line.strip())
     return " ".join(message)
