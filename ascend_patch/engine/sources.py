@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import sys
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from importlib.machinery import ModuleSpec
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from ascend_patch.engine.fingerprint import Read, Source
 
@@ -33,7 +34,8 @@ def find_spec(module: str) -> ModuleSpec | None:
     parts = module.split(".")
     for end in range(1, len(parts) + 1):
         name = ".".join(parts[:end])
-        spec = _find(name, path)
+        parent_is_loaded = end == 1 or ".".join(parts[: end - 1]) in sys.modules
+        spec = _find(name, path) if parent_is_loaded else _find_in_folders(name, path or [])
         if spec is None:
             return None
         loaded = sys.modules.get(name)
@@ -68,10 +70,40 @@ def _by_path(read: Callable[[PurePosixPath], bytes | None]) -> Read:
     return by_module
 
 
-def _find(name: str, path: object) -> ModuleSpec | None:
+def _find_in_folders(name: str, path: Iterable[str]) -> ModuleSpec | None:
+    """Python's own search below a package that is not imported; its finder needs the parent for a namespace."""
+    namespace = []
+    for entry in path:
+        found = Path(entry) / name.rpartition(".")[2]
+        for file, is_package in ((found / "__init__.py", True), (found.with_name(found.name + ".py"), False)):
+            if file.is_file():
+                spec = ModuleSpec(name, None, origin=str(file), is_package=is_package)
+                if is_package:
+                    spec.submodule_search_locations = [str(found)]
+                return spec
+        if found.is_dir():
+            namespace.append(str(found))
+    if not namespace:
+        return None
+    spec = ModuleSpec(name, None, is_package=True)
+    spec.submodule_search_locations = namespace
+    return spec
+
+
+def _find(name: str, path: Any) -> ModuleSpec | None:
     for finder in sys.meta_path:
         find = getattr(finder, "find_spec", None)
-        spec = find(name, path) if find is not None else None
+        try:
+            spec = find(name, path) if find is not None else None
+        except KeyError:  # PathFinder looks the parent of a package without `__init__.py` up in sys.modules
+            spec = _namespace_package(name, path)
         if spec is not None:
             return spec
     return None
+
+
+def _namespace_package(name: str, path: Iterable[str]) -> ModuleSpec:
+    spec = ModuleSpec(name, None, is_package=True)
+    folders = [Path(entry) / name.rpartition(".")[2] for entry in path]
+    spec.submodule_search_locations = [str(folder) for folder in folders if folder.is_dir()]
+    return spec

@@ -10,6 +10,7 @@ from ascend_patch.engine import sources
 FILES = {
     "UP/core/__init__.py": "raise RuntimeError('imported')\n",
     "UP/core/x.py": "x = 1\n",
+    "UP/core/plain/y.py": "y = 1\n",
     "UP/data.txt": "",
 }
 
@@ -29,8 +30,9 @@ def read(request, stubs, tmp_path):
 
 def test_modules_packages_and_what_is_neither(stubs, read):
     assert read(stubs.named("UP.core.x")) == sources.Source(b"x = 1\n", False)
+    assert read(stubs.named("UP.core.plain.y")) == sources.Source(b"y = 1\n", False)
     assert read(stubs.named("UP.core")).is_package
-    for absent in ("UP", "UP.data", "UP.core.gone", "UP.gone.x", "UP_gone"):
+    for absent in ("UP", "UP.core.plain", "UP.data", "UP.core.gone", "UP.gone.x", "UP_gone"):
         assert read(stubs.named(absent)) is None, absent
     assert not [name for name in sys.modules if name.startswith(stubs.up)]
 
@@ -45,3 +47,16 @@ def test_namespace_package_over_two_folders(stubs, tmp_path, monkeypatch):
 def test_module_without_python_source():
     assert sources.installed("zlib") is None
     assert sources.installed("sys") is None
+
+
+def test_namespace_below_a_package_that_is_not_imported(tmp_path, monkeypatch):
+    folder = tmp_path / "ap_outer" / "inner" / "space"  # `space` has no __init__.py
+    folder.mkdir(parents=True)
+    for package in (tmp_path / "ap_outer", tmp_path / "ap_outer" / "inner"):
+        (package / "__init__.py").write_text("")
+    (folder / "leaf.py").write_text("x = 1\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    source = sources.installed("ap_outer.inner.space.leaf")
+    assert source is not None and source.data == b"x = 1\n"
+    assert sources.installed("ap_outer.inner.space.missing") is None
+    assert "ap_outer" not in sys.modules
