@@ -9,12 +9,12 @@
 """
 
 import atexit
-import os
 import sys
-from importlib.machinery import ModuleSpec
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from ascend_patch import __version__
-from ascend_patch.config import Config
+from ascend_patch import __version__, failure
+from ascend_patch.config import Config, rank
 from ascend_patch.engine.apply import Engine
 from ascend_patch.engine.contract import Contract
 from ascend_patch.engine.errors import AscendPatchError
@@ -22,23 +22,47 @@ from ascend_patch.engine.importer import ImportHooks
 from ascend_patch.engine.patch import Environment
 from ascend_patch.engine.report import summary_line, write_json
 
+if TYPE_CHECKING:  # imported in _prepare: `import torch` alone must not pay for them
+    from ascend_patch.compat.upstream import Upstream
+    from ascend_patch.devices import Device
+
 _ROOT = "megatron.core"
 _LAST = "megatron.training.training"  # when this module is there, what a training run needs has been imported
 
 _active: "Activation | None" = None
 
 
+@dataclass(frozen=True)
+class Prepared:
+    """What was found and set up when Megatron was imported."""
+
+    megatron: "Upstream"
+    device: "Device"
+    engine: Engine
+
+    def facts(self) -> dict[str, str]:
+        """What the summary line and the report say beside the patches."""
+        return {
+            "version": __version__,
+            "device": self.device.describe(),
+            "upstream": f"{self.megatron.version} ({self.megatron.path})",
+        }
+
+
 class Activation:
-    """What :func:`activate` set up; ``engine`` and ``device`` are None until Megatron is imported."""
+    """What :func:`activate` set up; ``prepared`` is None until Megatron is imported."""
 
     def __init__(self, config: Config) -> None:
         self.config = config
         self.hooks = ImportHooks()
-        self.engine: Engine | None = None
-        self.device = None
-        self.megatron = None
+        self.prepared: Prepared | None = None
 
     def install(self) -> None:
+        """Register the hook.
+
+        Raises:
+            AscendPatchError: Megatron has been imported already.
+        """
         imported = [name for name in sys.modules if name == _ROOT or name.startswith(_ROOT + ".")]
         if imported:
             raise AscendPatchError(
@@ -46,60 +70,56 @@ class Activation:
                 f"{_ROOT} are loaded). Set ASCEND_PATCH=1 in the environment, or put "
                 "`import ascend_patch.adaptor` above the first import of megatron."
             )
-        self.hooks.before(_ROOT, self._prepare)
+        self.hooks.before(_ROOT, lambda spec: self._prepare())
         self.hooks.install()
 
-    def _prepare(self, spec: ModuleSpec | None = None) -> None:
+    def revert(self) -> None:
+        """Undo everything: patches, device translation, import hooks."""
+        if self.prepared is not None:
+            self.prepared.engine.revert()
+            self.prepared.device.revert()
+            atexit.unregister(self._record)
+        self.hooks.uninstall()
+        failure.uninstall()
+
+    def _prepare(self) -> None:
         from ascend_patch.compat import upstream
         from ascend_patch.devices import choose
         from ascend_patch.features import PATCHES
         from ascend_patch.ops import registry
 
-        self.megatron = upstream.locate()
+        megatron = upstream.locate()
         if not self.config.allow_drift:
-            upstream.require_supported(self.megatron)
-        self.device = choose(self.config.device or None)
-        self.device.install()
-        registry.select(self.device.name, self.config.ops)
-        self.engine = Engine(
+            upstream.require_supported(megatron)
+        device = choose(self.config.device or None)
+        engine = Engine(
             PATCHES,
-            Environment(device=self.device.name, upstream=self.megatron.version),
+            Environment(device=device.name, upstream=megatron.version),
             Contract.load(),
             disabled=self.config.disabled,
             allow_drift=self.config.allow_drift,
             hooks=self.hooks,
         )
-        self.engine.install()
-        if os.environ.get("RANK", "0") == "0":
-            self.hooks.after(_LAST, lambda module: self._announce())
-            atexit.register(self._record)
+        try:
+            registry.select(device.name, self.config.ops)
+        except ValueError as error:
+            raise AscendPatchError(f"ASCEND_PATCH_OPS: {error}") from error
+        device.install()
+        engine.install()
+        self.prepared = Prepared(megatron, device, engine)
+        if rank() == 0:
+            if not self.config.quiet:
+                self.hooks.after(_LAST, lambda module: self._announce())
+            if self.config.report is not None:
+                atexit.register(self._record)
 
     def _announce(self) -> None:
-        if not self.config.quiet:
-            print(self._summary(), file=sys.stderr, flush=True)
+        if self.prepared is not None:
+            print(summary_line(self.prepared.engine.outcomes(), **self.prepared.facts()), file=sys.stderr, flush=True)
 
     def _record(self) -> None:
-        if self.config.report is not None and self.engine is not None:
-            write_json(self.config.report, self.engine.outcomes(), **self._facts())
-
-    def _summary(self) -> str:
-        return summary_line(self.engine.outcomes(), **self._facts())
-
-    def _facts(self) -> dict:
-        return {
-            "version": __version__,
-            "device": self.device.describe(),
-            "upstream": f"{self.megatron.version} ({self.megatron.path})",
-        }
-
-    def revert(self) -> None:
-        """Undo everything: patches, device translation, import hooks."""
-        if self.engine is not None:
-            self.engine.revert()
-        if self.device is not None:
-            self.device.revert()
-        self.hooks.uninstall()
-        atexit.unregister(self._record)
+        if self.prepared is not None and self.config.report is not None:
+            write_json(self.config.report, self.prepared.engine.outcomes(), **self.prepared.facts())
 
 
 def activate(config: Config | None = None) -> Activation:
@@ -110,6 +130,7 @@ def activate(config: Config | None = None) -> Activation:
             on the device or on Megatron is raised later, by the import of ``megatron.core``.
     """
     global _active
+    failure.install()
     if _active is None:
         activation = Activation(config or Config.from_environment())
         activation.install()

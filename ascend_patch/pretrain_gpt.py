@@ -93,9 +93,7 @@ def loss_func(loss_mask: torch.Tensor, losses: torch.Tensor) -> tuple[torch.Tens
 def forward_step(data_iterator: Iterator, model: torch.nn.Module) -> tuple:
     """Forward one micro batch; returns per-token losses and what turns them into a loss."""
     batch = {name: tensor.cuda(non_blocking=True) for name, tensor in next(data_iterator).items()}
-    losses = model(
-        batch["tokens"], batch["position_ids"], batch.get("attention_mask"), labels=batch["labels"]
-    )
+    losses = model(batch["tokens"], batch["position_ids"], batch.get("attention_mask"), labels=batch["labels"])
     return losses, partial(loss_func, batch["loss_mask"])
 
 

@@ -1,7 +1,7 @@
 """SwiGLU in one pass, for experts (with routing probabilities) and dense layers."""
 
 from collections.abc import Callable
-from functools import wraps
+from functools import partial, wraps
 
 from ascend_patch.engine.patch import Patch
 
@@ -35,19 +35,18 @@ def bias_swiglu_impl(original: Callable) -> Callable:
 
 
 _MODULE = "megatron.core.fusions.fused_bias_swiglu"
-_ROW = {
-    "id": "activation.swiglu",
-    "mode": "wrap",
-    "upstream": ">=0.16.1,<0.20",
-    "reason": "Upstream fuses SwiGLU with torch.compile, which needs a CUDA or Triton back end; eager it is 9 passes.",
-    "remove_when": "torch.compile runs on npu and its kernel is as fast as npu_swiglu.",
-}
+_patch = partial(
+    Patch,
+    id="activation.swiglu",
+    mode="wrap",
+    upstream=">=0.16.1,<0.20",
+    reason="Upstream fuses SwiGLU with torch.compile, which needs a CUDA or Triton back end; eager it is 9 passes.",
+    remove_when="torch.compile runs on npu and its kernel is as fast as npu_swiglu.",
+)
 
 PATCHES = (
-    Patch(
-        target=f"{_MODULE}:weighted_bias_swiglu_impl",
-        impl="ascend_patch.features.activation:weighted_bias_swiglu_impl",
-        **_ROW,
+    _patch(
+        target=f"{_MODULE}:weighted_bias_swiglu_impl", impl="ascend_patch.features.activation:weighted_bias_swiglu_impl"
     ),
-    Patch(target=f"{_MODULE}:bias_swiglu_impl", impl="ascend_patch.features.activation:bias_swiglu_impl", **_ROW),
+    _patch(target=f"{_MODULE}:bias_swiglu_impl", impl="ascend_patch.features.activation:bias_swiglu_impl"),
 )

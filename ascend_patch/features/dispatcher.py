@@ -6,7 +6,7 @@ call ours in that case and are untouched otherwise. The five names at the end ar
 """
 
 from collections.abc import Callable
-from functools import wraps
+from functools import partial, wraps
 
 from ascend_patch.engine.patch import Patch
 from ascend_patch.features.conditions import without_transformer_engine
@@ -97,25 +97,23 @@ _KERNELS = (
     "fused_sort_chunks_by_index_with_probs",
     "fused_unpermute",
 )
-_ROW = {
-    "id": "moe.permute",
-    "upstream": ">=0.16.1,<0.20",
-    "reason": "--moe-permute-fusion is TransformerEngine's alone upstream: a ValueError without it.",
-    "remove_when": "upstream has a permutation without TransformerEngine that is not sorting tokens x experts.",
-    "when": without_transformer_engine,
-}
+_patch = partial(
+    Patch,
+    id="moe.permute",
+    upstream=">=0.16.1,<0.20",
+    reason="--moe-permute-fusion is TransformerEngine's alone upstream: a ValueError without it.",
+    remove_when="upstream has a permutation without TransformerEngine that is not sorting tokens x experts.",
+    when=without_transformer_engine,
+)
 
 PATCHES = (
     *(
-        Patch(target=f"{_MODULE}:{name}", impl=f"ascend_patch.features.dispatcher:{name}", mode="wrap", **_ROW)
+        _patch(target=f"{_MODULE}:{name}", impl=f"ascend_patch.features.dispatcher:{name}", mode="wrap")
         for name in _FUNCTIONS
     ),
     *(
-        Patch(
-            target=f"{_MODULE}:{name}",
-            impl="ascend_patch.features.dispatcher:reached_past_the_wrapper",
-            mode="replace",
-            **_ROW,
+        _patch(
+            target=f"{_MODULE}:{name}", impl="ascend_patch.features.dispatcher:reached_past_the_wrapper", mode="replace"
         )
         for name in _KERNELS
     ),

@@ -42,36 +42,33 @@ def grouped_mlp_modules_0_16(original: Callable) -> Callable:
 
         from ascend_patch.modules.grouped_linear import ColumnParallelGroupedLinear, RowParallelGroupedLinear
 
-        return TEGroupedMLP, MLPSubmodules(
-            linear_fc1=ColumnParallelGroupedLinear, linear_fc2=RowParallelGroupedLinear
-        )
+        return TEGroupedMLP, MLPSubmodules(linear_fc1=ColumnParallelGroupedLinear, linear_fc2=RowParallelGroupedLinear)
 
     return choose
 
 
-_ROW = {
-    "id": "moe.grouped_gemm",
-    "target": "megatron.core.models.backends:LocalSpecProvider.grouped_mlp_modules",
-    "mode": "wrap",
-    "reason": (
+_patch = partial(
+    Patch,
+    id="moe.grouped_gemm",
+    target="megatron.core.models.backends:LocalSpecProvider.grouped_mlp_modules",
+    mode="wrap",
+    reason=(
         "Upstream's local provider ignores --moe-grouped-gemm (from 0.17 on) or needs an external package (0.16): "
         "without TransformerEngine the experts run one after the other, and nothing says so."
     ),
-    "remove_when": "upstream's local path has a grouped GEMM on torch._grouped_mm.",
-    "when": without_transformer_engine,
-}
+    remove_when="upstream's local path has a grouped GEMM on torch._grouped_mm.",
+    when=without_transformer_engine,
+)
 
 PATCHES = (
-    Patch(
+    _patch(
         impl="ascend_patch.features.experts:grouped_mlp_modules",
         upstream=">=0.17,<0.20",
         consumers=("megatron.core.transformer.moe.experts:TEGroupedMLP",),
-        **_ROW,
     ),
-    Patch(
+    _patch(
         impl="ascend_patch.features.experts:grouped_mlp_modules_0_16",
         upstream=">=0.16.1,<0.17",
         consumers=("megatron.core.transformer.moe.experts:TEGroupedMLP",),
-        **_ROW,
     ),
 )

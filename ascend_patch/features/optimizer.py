@@ -1,5 +1,6 @@
 """An Adam that resumes, and gradients of weights accumulated in place."""
 
+from functools import partial
 from types import SimpleNamespace
 
 from ascend_patch.engine.patch import Patch
@@ -14,46 +15,40 @@ def _accumulate(total_input, grad_output, main_grad) -> None:
 
 
 #: What upstream calls of Apex's extension of that name, whatever the dtype of ``main_grad``.
-fused_weight_gradient_mlp_cuda = SimpleNamespace(
-    wgrad_gemm_accum_fp32=_accumulate, wgrad_gemm_accum_fp16=_accumulate
-)
+fused_weight_gradient_mlp_cuda = SimpleNamespace(wgrad_gemm_accum_fp32=_accumulate, wgrad_gemm_accum_fp16=_accumulate)
 
-_ADAM = {
-    "id": "optimizer.adam",
-    "mode": "replace",
-    "upstream": ">=0.16.1,<0.20",
-    "reason": (
+_adam = partial(
+    Patch,
+    id="optimizer.adam",
+    mode="replace",
+    upstream=">=0.16.1,<0.20",
+    reason=(
         "Without Apex or TransformerEngine a run with the distributed optimizer cannot be resumed from torch_dist "
         "(`assert len(steps) == 1`): torch's Adam keeps `step` for each parameter, the checkpoint for each group."
     ),
-    "remove_when": "upstream's distributed optimizer resumes with torch.optim.AdamW.",
-    "when": without_fused_optimizer,
-}
-_FUSION = {
-    "id": "optimizer.gradient_accumulation_fusion",
-    "mode": "replace",
-    "upstream": ">=0.16.1,<0.20",
-    "reason": "The default gradient_accumulation_fusion is a RuntimeError without Apex's CUDA extension.",
-    "remove_when": "upstream turns the fusion off by itself where the extension is missing.",
-    "when": without_fused_optimizer,
-    "consumers": (
-        "megatron.core.tensor_parallel.layers:LinearWithGradAccumulationAndAsyncCommunication.backward",
-    ),
-}
+    remove_when="upstream's distributed optimizer resumes with torch.optim.AdamW.",
+    when=without_fused_optimizer,
+)
+_fusion = partial(
+    Patch,
+    id="optimizer.gradient_accumulation_fusion",
+    mode="replace",
+    upstream=">=0.16.1,<0.20",
+    reason="The default gradient_accumulation_fusion is a RuntimeError without Apex's CUDA extension.",
+    remove_when="upstream turns the fusion off by itself where the extension is missing.",
+    when=without_fused_optimizer,
+    consumers=("megatron.core.tensor_parallel.layers:LinearWithGradAccumulationAndAsyncCommunication.backward",),
+)
 _OPTIMIZER = "megatron.core.optimizer"
 _LAYERS = "megatron.core.tensor_parallel.layers"
 _HERE = "ascend_patch.features.optimizer"
 
 PATCHES = (
-    Patch(target=f"{_OPTIMIZER}:Adam", impl="ascend_patch.modules.adam:FusedAdam", **_ADAM),
-    Patch(target=f"{_OPTIMIZER}.distrib_optimizer:Adam", impl="ascend_patch.modules.adam:FusedAdam", **_ADAM),
-    Patch(target=f"{_OPTIMIZER}:USING_PYTORCH_OPTIMIZER", impl=f"{_HERE}:FALSE", **_ADAM),
-    Patch(target=f"{_OPTIMIZER}.distrib_optimizer:HAVE_APEX_OR_TE", impl=f"{_HERE}:TRUE", **_ADAM),
-    Patch(target=f"{_OPTIMIZER}.distrib_optimizer:USING_APEX_OPTIMIZER", impl=f"{_HERE}:TRUE", **_ADAM),
-    Patch(
-        target=f"{_LAYERS}:fused_weight_gradient_mlp_cuda",
-        impl=f"{_HERE}:fused_weight_gradient_mlp_cuda",
-        **_FUSION,
-    ),
-    Patch(target=f"{_LAYERS}:_grad_accum_fusion_available", impl=f"{_HERE}:TRUE", **_FUSION),
+    _adam(target=f"{_OPTIMIZER}:Adam", impl="ascend_patch.modules.adam:FusedAdam"),
+    _adam(target=f"{_OPTIMIZER}.distrib_optimizer:Adam", impl="ascend_patch.modules.adam:FusedAdam"),
+    _adam(target=f"{_OPTIMIZER}:USING_PYTORCH_OPTIMIZER", impl=f"{_HERE}:FALSE"),
+    _adam(target=f"{_OPTIMIZER}.distrib_optimizer:HAVE_APEX_OR_TE", impl=f"{_HERE}:TRUE"),
+    _adam(target=f"{_OPTIMIZER}.distrib_optimizer:USING_APEX_OPTIMIZER", impl=f"{_HERE}:TRUE"),
+    _fusion(target=f"{_LAYERS}:fused_weight_gradient_mlp_cuda", impl=f"{_HERE}:fused_weight_gradient_mlp_cuda"),
+    _fusion(target=f"{_LAYERS}:_grad_accum_fusion_available", impl=f"{_HERE}:TRUE"),
 )

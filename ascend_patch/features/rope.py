@@ -1,5 +1,7 @@
 """Rotary position embedding behind upstream's default ``apply_rope_fusion``."""
 
+from functools import partial
+
 from ascend_patch.engine.patch import Patch
 from ascend_patch.features.conditions import without_transformer_engine
 
@@ -19,28 +21,26 @@ def fused_apply_rotary_pos_emb_thd(t, cu_seqlens, freqs, cp_size=1, cp_rank=0, i
 
 
 _MODULE = "megatron.core.models.common.embeddings.rope_utils"
-_ROW = {
-    "id": "rope.fused",
-    "mode": "replace",
-    "upstream": ">=0.16.1,<0.20",
-    "reason": (
+_patch = partial(
+    Patch,
+    id="rope.fused",
+    mode="replace",
+    upstream=">=0.16.1,<0.20",
+    reason=(
         "apply_rope_fusion is upstream's default and a ValueError without TransformerEngine, which provides these two "
         "functions."
     ),
-    "remove_when": "upstream falls back to its unfused function by itself and that one is fused by the compiler.",
-    "when": without_transformer_engine,
-    "consumers": (f"{_MODULE}:apply_rotary_pos_emb",),
-}
+    remove_when="upstream falls back to its unfused function by itself and that one is fused by the compiler.",
+    when=without_transformer_engine,
+    consumers=(f"{_MODULE}:apply_rotary_pos_emb",),
+)
 
 PATCHES = (
-    Patch(
-        target=f"{_MODULE}:fused_apply_rotary_pos_emb",
-        impl="ascend_patch.features.rope:fused_apply_rotary_pos_emb",
-        **_ROW,
+    _patch(
+        target=f"{_MODULE}:fused_apply_rotary_pos_emb", impl="ascend_patch.features.rope:fused_apply_rotary_pos_emb"
     ),
-    Patch(
+    _patch(
         target=f"{_MODULE}:fused_apply_rotary_pos_emb_thd",
         impl="ascend_patch.features.rope:fused_apply_rotary_pos_emb_thd",
-        **_ROW,
     ),
 )

@@ -37,9 +37,8 @@ class FusedAdam(torch.optim.Optimizer):
                 f"The optimizer options {', '.join(names)} need TransformerEngine's FusedAdam. Leave out "
                 "--use-precision-aware-optimizer and --optimizer-cuda-graph."
             )
-        super().__init__(
-            params, {"lr": lr, "bias_correction": bias_correction, "betas": betas, "eps": eps, "weight_decay": weight_decay}
-        )
+        defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
+        super().__init__(params, defaults | {"bias_correction": bias_correction})
         self.adam_w_mode = adam_w_mode
 
     @torch.no_grad()

@@ -19,9 +19,7 @@ class LayerNormColumnParallelLinear(ColumnParallelLinear):
         check_normalization(config)
         zero_centered = config.layernorm_zero_centered_gamma
         self.layer_norm_weight = norm_parameter(config, input_size, 0.0 if zero_centered else 1.0)
-        self.layer_norm_bias = (
-            norm_parameter(config, input_size, 0.0) if config.normalization == "LayerNorm" else None
-        )
+        self.layer_norm_bias = norm_parameter(config, input_size, 0.0) if config.normalization == "LayerNorm" else None
 
     def forward(self, input_: torch.Tensor, *args, **kwargs) -> tuple[torch.Tensor, torch.Tensor | None]:
         """``input_`` is ``[s, b, h]`` (``[s / tp, b, h]`` with sequence parallelism); returns output and bias."""
