@@ -79,7 +79,8 @@ def train_valid_test_datasets_provider(num_samples: list[int], vp_stage: int | N
     return BlendedMegatronDatasetBuilder(dataset, num_samples, lambda: True, config).build()
 
 
-train_valid_test_datasets_provider.is_distributed = True  # built on every rank, see the module's docstring
+# Upstream asks for this attribute: the datasets are built on every rank, see the module's docstring.
+vars(train_valid_test_datasets_provider)["is_distributed"] = True
 
 
 def loss_func(loss_mask: torch.Tensor, losses: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, dict]:

@@ -74,7 +74,7 @@ class GroupedLinear(torch.nn.Module):
             self._initialize(init_method, output_size, input_size, on_cpu)
         set_tensor_model_parallel_attributes(self.weight, is_parallel=True, dim=partition_dim + 1, stride=1)
         # False moves the gradient's reduction from the data parallel to the expert data parallel group.
-        self.weight.allreduce = not (
+        self.weight.allreduce = not (  # type: ignore[attr-defined]
             config.expert_model_parallel_size > 1
             or config.expert_tensor_parallel_size != config.tensor_model_parallel_size
         )

@@ -16,7 +16,7 @@ def norm_parameter(config: TransformerConfig, hidden_size: int, value: float) ->
     parameter = torch.nn.Parameter(
         torch.full((hidden_size,), value, dtype=config.params_dtype, device=torch.cuda.current_device())
     )
-    parameter.sequence_parallel = config.sequence_parallel
+    parameter.sequence_parallel = config.sequence_parallel  # type: ignore[attr-defined]
     return parameter
 
 
