@@ -72,14 +72,15 @@ class NpuDevice:
 
 def _cannot_load(error: Exception) -> Unavailable:
     """Why the import of torch_npu failed: CANN not found is by far the most frequent cause."""
-    if ".so" in str(error):
+    message = str(error).rstrip(" .")
+    if ".so" in message:
         return Unavailable(
-            f"torch_npu cannot be loaded because a library of CANN is missing: {error}",
+            f"torch_npu cannot be loaded because a library of CANN is missing: {message}",
             "Install CANN and run `source /usr/local/Ascend/ascend-toolkit/set_env.sh` in this shell.",
             broken=True,
         )
     return Unavailable(
-        f"torch_npu cannot be imported: {type(error).__name__}: {error}",
+        f"torch_npu cannot be imported: {type(error).__name__}: {message}",
         f"Check that the first two version numbers of torch_npu are those of PyTorch {torch.__version__}.",
         broken=True,
     )

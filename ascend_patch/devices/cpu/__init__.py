@@ -8,6 +8,7 @@ runtime            ``torch.cuda``: availability, device count and choice, proper
 streams            ``torch.cuda.Stream``, ``Event``
 memory             the memory figures, measured on the process
 tensors            factories, ``Tensor.to`` and its like, type names, ``torch.load``, autocast
+data               ``DataLoader``
 compilation        ``torch.compile``, ``torch.jit.script``
 profiling          ``torch.profiler``, NVTX markers
 process_groups     ``nccl`` to ``gloo``, device meshes
@@ -22,6 +23,7 @@ from ascend_patch.devices.base import Unavailable
 from ascend_patch.devices.cpu import (
     collectives,
     compilation,
+    data,
     memory,
     process_groups,
     profiling,
@@ -38,6 +40,7 @@ _TRANSLATIONS = (
     streams,
     memory,
     tensors,
+    data,
     compilation,
     profiling,
     process_groups,

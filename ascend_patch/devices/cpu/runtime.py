@@ -116,5 +116,5 @@ def install(substitutions: Substitutions) -> None:
     if not hasattr(torch._C, "_cuda_attach_out_of_memory_observer"):  # a CPU build
         substitutions.set(torch._C, "_cuda_attach_out_of_memory_observer", lambda observer: None)
     # PyTorch's newer, device-independent door. It would believe is_available() above and go on to CUDA's C
-    # functions; with False, DataLoader(pin_memory=True) and torch.distributed.checkpoint stay on the host.
+    # functions; with False, torch.distributed.checkpoint and the like stay on the host.
     substitutions.set(torch.accelerator, "is_available", lambda: False)

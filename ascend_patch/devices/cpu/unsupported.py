@@ -71,9 +71,19 @@ def _unsupported_function(name: str, advice: str) -> Callable:
 
 
 def _unsupported_class(name: str, advice: str) -> type:
-    """A class, because upstream also names these in annotations and isinstance checks."""
+    """A class, because upstream also names these in annotations and isinstance checks.
 
-    def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
-        _refuse(name, advice)
+    Looking for a method of it raises as well: upstream asks ``hasattr(CUDAGraph, "register_generator_state")``
+    and would conclude that PyTorch is too old.
+    """
 
-    return type(name, (), {"__init__": __init__, "__doc__": advice})
+    class Refusing(type):
+        def __call__(cls, *args: Any, **kwargs: Any) -> NoReturn:
+            _refuse(name, advice)
+
+        def __getattr__(cls, attribute: str) -> NoReturn:
+            if attribute.startswith("__"):  # the interpreter's own questions
+                raise AttributeError(attribute)
+            _refuse(f"{name}.{attribute}", advice)
+
+    return Refusing(name, (), {"__doc__": advice})

@@ -111,7 +111,5 @@ assert not [name for name in sys.modules if name.split(".")[0] in ("megatron", "
 
 
 def test_importing_and_choosing_change_nothing():
-    result = subprocess.run(
-        [sys.executable, "-c", NOTHING_CHANGES], capture_output=True, text=True, timeout=120
-    )
+    result = subprocess.run([sys.executable, "-c", NOTHING_CHANGES], capture_output=True, text=True, timeout=120)
     assert result.returncode == 0, result.stderr

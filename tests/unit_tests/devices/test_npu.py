@@ -31,9 +31,7 @@ def torch_npu_module(tmp_path, monkeypatch):
 
 @pytest.mark.skipif(importlib.util.find_spec("torch_npu") is not None, reason="torch_npu is installed")
 def test_torch_npu_is_not_installed():
-    with pytest.raises(
-        AscendPatchError, match=r"torch_npu is not installed .* Install the torch_npu release for"
-    ):
+    with pytest.raises(AscendPatchError, match=r"torch_npu is not installed .* Install the torch_npu release for"):
         choose("npu")
 
 
@@ -68,9 +66,7 @@ def test_available(torch_npu_module):
 def test_additions_to_transfer_to_npu(monkeypatch):
     generators = (object(),)
     # What transfer_to_npu leaves behind: torch.cuda answers with an NPU's properties, which have no .major.
-    monkeypatch.setattr(
-        torch.cuda, "get_device_properties", lambda device=None: SimpleNamespace(name="Ascend910B")
-    )
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device=None: SimpleNamespace(name="Ascend910B"))
     before = {name: vars(torch.cuda).get(name) for name in ("default_generators", "get_device_capability")}
     substitutions = Substitutions()
     npu._complete(substitutions, SimpleNamespace(npu=SimpleNamespace(default_generators=generators)))

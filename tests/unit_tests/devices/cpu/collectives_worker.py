@@ -65,9 +65,7 @@ def all_gather_into_slices_of_one_tensor(rank: int) -> None:
     """How tensor_parallel.mappings calls it."""
     sizes = [5, 2]
     whole = torch.full((7, 3), 99.0)
-    dist.all_gather(
-        list(whole.split(sizes)), content(rank, (sizes[rank], 3), torch.float32), group=dist.group.WORLD
-    )
+    dist.all_gather(list(whole.split(sizes)), content(rank, (sizes[rank], 3), torch.float32), group=dist.group.WORLD)
     expected = torch.cat([content(source, (size, 3), torch.float32) for source, size in enumerate(sizes)])
     expect(torch.equal(whole, expected), whole)
 
@@ -99,9 +97,7 @@ def reduce_scatter(rank: int) -> None:
                     inputs = [content(rank, shape, dtype, salt=place) for place, shape in enumerate(shapes)]
                     output = torch.full(shapes[rank], 99, dtype=dtype)
                     finish(dist.reduce_scatter(output, inputs, op=operation, async_op=async_op), async_op)
-                    expected = reference(
-                        *(content(source, shapes[rank], dtype, salt=rank) for source in (0, 1))
-                    )
+                    expected = reference(*(content(source, shapes[rank], dtype, salt=rank) for source in (0, 1)))
                     expect(torch.equal(output, expected), shapes, dtype, operation, output, expected)
                     for place, shape in enumerate(shapes):
                         expect(
@@ -235,9 +231,7 @@ def coalesced_collectives_of_the_distributed_optimizer(rank: int) -> None:
                 dist.all_gather_into_tensor(bucket, bucket.chunk(2)[rank].clone(), async_op=True)
         manager.wait()
         for i, bucket in enumerate(buckets):
-            expect(
-                torch.equal(bucket, content(0, (4,), dtype, salt=i) + content(1, (4,), dtype, salt=i)), bucket
-            )
+            expect(torch.equal(bucket, content(0, (4,), dtype, salt=i) + content(1, (4,), dtype, salt=i)), bucket)
 
 
 def main(directory: Path) -> None:

@@ -7,9 +7,7 @@ from torch.profiler import ProfilerActivity, profile
 pytestmark = pytest.mark.usefixtures("cpu_device")
 
 
-@pytest.mark.parametrize(
-    "activities", [None, [ProfilerActivity.CPU], [ProfilerActivity.CPU, ProfilerActivity.CUDA]]
-)
+@pytest.mark.parametrize("activities", [None, [ProfilerActivity.CPU], [ProfilerActivity.CPU, ProfilerActivity.CUDA]])
 def test_profiler_records_cpu_operators(activities, capfd):
     with profile(activities=activities) as profiler:
         torch.ones(4, 4) @ torch.ones(4, 4)

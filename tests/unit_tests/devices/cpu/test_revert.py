@@ -41,8 +41,7 @@ EXPECTED = {
     torch: "tensor empty zeros ones full arange rand randn randint randperm linspace eye as_tensor asarray "
     "empty_like zeros_like ones_like full_like rand_like randn_like randint_like empty_strided tril_indices "
     "triu_indices scalar_tensor logspace sparse_coo_tensor Generator compile",
-    torch.Tensor: "to cuda type is_cuda new_empty new_zeros new_ones new_full new_tensor pin_memory "
-    "record_stream",
+    torch.Tensor: "to cuda type is_cuda new_empty new_zeros new_ones new_full new_tensor pin_memory record_stream",
     torch.nn.Module: "to",
     torch.UntypedStorage: "cuda",
     torch.autocast: "__init__",

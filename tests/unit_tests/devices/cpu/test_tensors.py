@@ -53,9 +53,7 @@ def test_factory_makes_a_host_tensor(name, device):
     assert FACTORIES[name](device=device).device.type == "cpu"
 
 
-@pytest.mark.parametrize(
-    "name", [n for n in FACTORIES if n not in ("asarray", "as_tensor", "sparse_coo_tensor")]
-)
+@pytest.mark.parametrize("name", [n for n in FACTORIES if n not in ("asarray", "as_tensor", "sparse_coo_tensor")])
 def test_factory_leaves_other_devices_alone(name):
     assert FACTORIES[name]().device.type == "cpu"
     assert FACTORIES[name](device=None).device.type == "cpu"

@@ -41,10 +41,13 @@ def test_raises_with_advice(name, arguments, advice):
 
 def test_classes_stay_classes():
     """Upstream names them in annotations and isinstance checks."""
-    assert not isinstance(
-        torch.zeros(1), (torch.cuda.CUDAGraph, torch.cuda.MemPool, torch.cuda.ExternalStream)
-    )
+    assert not isinstance(torch.zeros(1), (torch.cuda.CUDAGraph, torch.cuda.MemPool, torch.cuda.ExternalStream))
     assert torch.cuda.graphs.CUDAGraph is torch.cuda.CUDAGraph
+
+
+def test_asking_for_a_method_raises_too():
+    with pytest.raises(AscendPatchError, match=r"torch\.cuda\.CUDAGraph\.register_generator_state was used"):
+        hasattr(torch.cuda.CUDAGraph, "register_generator_state")
 
 
 def test_the_cuda_profiler_raises():
