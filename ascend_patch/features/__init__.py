@@ -9,6 +9,7 @@ from ascend_patch.features import (
     attention,
     dispatcher,
     experts,
+    inputs,
     loss,
     norm,
     optimizer,
@@ -31,4 +32,5 @@ PATCHES: tuple[Patch, ...] = (
     *loss.PATCHES,
     *optimizer.PATCHES,
     *platform.PATCHES,
+    *inputs.PATCHES,
 )
