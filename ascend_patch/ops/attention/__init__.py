@@ -45,9 +45,7 @@ def attention(
         ValueError: the shapes do not fit.
     """
     if query.dim() != 4 or key.dim() != 4 or value.dim() != 4:
-        raise ValueError(
-            _shapes("attention", query, key, value) + "all three must be [s, b, heads, head_dim]."
-        )
+        raise ValueError(_shapes("attention", query, key, value) + "all three must be [s, b, heads, head_dim].")
     if query.shape[1] != key.shape[1]:
         raise ValueError(_shapes("attention", query, key, value) + "the batch sizes differ.")
     _check_heads("attention", query, key, value)
@@ -83,9 +81,7 @@ def attention_thd(
         ValueError: the shapes do not fit.
     """
     if query.dim() != 3 or key.dim() != 3 or value.dim() != 3:
-        raise ValueError(
-            _shapes("attention_thd", query, key, value) + "all three must be [T, heads, head_dim]."
-        )
+        raise ValueError(_shapes("attention_thd", query, key, value) + "all three must be [T, heads, head_dim].")
     if cu_seqlens_q.shape != cu_seqlens_kv.shape:
         raise ValueError(
             f"attention_thd: cu_seqlens_q and cu_seqlens_kv name {len(cu_seqlens_q) - 1} and "
@@ -111,9 +107,7 @@ def _check_heads(function: str, query: Tensor, key: Tensor, value: Tensor) -> No
     if query.shape[-1] != key.shape[-1]:
         raise ValueError(_shapes(function, query, key, value) + "query and key must have the same head_dim.")
     if key.shape[-2] == 0 or query.shape[-2] % key.shape[-2]:
-        raise ValueError(
-            _shapes(function, query, key, value) + "query heads must be a multiple of key heads."
-        )
+        raise ValueError(_shapes(function, query, key, value) + "query heads must be a multiple of key heads.")
 
 
 def _shapes(function: str, query: Tensor, key: Tensor, value: Tensor) -> str:

@@ -86,9 +86,7 @@ class _Scores:
 
     def weights(self, query_rows: Tensor, key_rows: Tensor, block: _Block) -> Tensor:
         """Softmax of the block's scores, ``[b * ng, rows, keys]``; products accumulate in float32."""
-        scores = scaled_bmm(
-            query_rows[:, self.rows(block)], key_rows[:, block.keys].transpose(1, 2), self.scale
-        )
+        scores = scaled_bmm(query_rows[:, self.rows(block)], key_rows[:, block.keys].transpose(1, 2), self.scale)
         # [b, ng, queries, r, keys]
         queries = block.end - block.first
         by_query = scores.view(self.batch, self.groups, queries, self.repeats, scores.shape[-1])
@@ -144,12 +142,8 @@ class _BlockwiseAttention(torch.autograd.Function):
         query_rows, key_rows, value_rows = ctx.saved_tensors
         scores: _Scores = ctx.scores
         heads = scores.groups * scores.repeats
-        grad_output_rows = _group_major(
-            grad_output.unflatten(-1, (heads, value_rows.shape[2])), scores.groups
-        )
-        grad_query = query_rows.new_zeros(
-            scores.sq, scores.batch * scores.groups, scores.repeats * query_rows.shape[2]
-        )
+        grad_output_rows = _group_major(grad_output.unflatten(-1, (heads, value_rows.shape[2])), scores.groups)
+        grad_query = query_rows.new_zeros(scores.sq, scores.batch * scores.groups, scores.repeats * query_rows.shape[2])
         # Every block of queries adds to these.
         sum_dtype = accumulation_dtype(query_rows.dtype)
         grad_key_rows = torch.zeros_like(key_rows, dtype=sum_dtype)
@@ -164,9 +158,9 @@ class _BlockwiseAttention(torch.autograd.Function):
             grad_query[block.first : block.end] = _query_major(
                 scaled_bmm(grad_scores, key_rows[:, keys], scores.scale), scores.repeats
             )
-            grad_key_rows[:, keys] += scaled_bmm(
-                grad_scores.transpose(1, 2), query_rows[:, rows], scores.scale
-            ).to(sum_dtype)
+            grad_key_rows[:, keys] += scaled_bmm(grad_scores.transpose(1, 2), query_rows[:, rows], scores.scale).to(
+                sum_dtype
+            )
         return (
             grad_query.view(scores.sq, scores.batch, heads, query_rows.shape[2]),
             grad_key_rows.to(key_rows.dtype).transpose(0, 1).unflatten(1, (scores.batch, scores.groups)),

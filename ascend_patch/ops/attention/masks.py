@@ -19,9 +19,7 @@ def visible_range(sq: int, sk: int, causal: bool, window: tuple[int, int] | None
     return low, high
 
 
-def visible_keys(
-    sq: int, sk: int, causal: bool, window: tuple[int, int] | None, device: torch.device
-) -> Tensor:
+def visible_keys(sq: int, sk: int, causal: bool, window: tuple[int, int] | None, device: torch.device) -> Tensor:
     """Bool ``[sq, sk]``, True where the query sees the key."""
     low, high = visible_range(sq, sk, causal, window)
     distance = torch.arange(sk, device=device) - torch.arange(sq, device=device).unsqueeze(-1)

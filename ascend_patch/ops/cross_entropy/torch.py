@@ -6,7 +6,6 @@ the backward pass scales them by the incoming gradient. What would suffer from t
 target, is kept in full width.
 """
 
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -14,12 +13,8 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from ascend_patch.ops.blocks import row_blocks
 from ascend_patch.ops.numerics import accumulation_dtype
-
-_BLOCK_ELEMENTS = 2**19
-"""Elements widened at a time on the host: what a core's cache holds."""
-_BLOCK_ELEMENTS_ON_A_DEVICE = 2**25
-"""The same elsewhere: enough to keep the device busy."""
 
 
 def cross_entropy(
@@ -55,7 +50,7 @@ class _CrossEntropy(torch.autograd.Function):
 
         softmax = torch.empty_like(logits)
         row_max, log_sum, predicted, total = torch.zeros(4, rows, dtype=dtype, device=logits.device)
-        for block in _blocks(logits):
+        for block in row_blocks(logits):
             wide = logits[block].to(dtype)
             block_softmax = torch.softmax(wide, dim=-1)
             softmax[block] = block_softmax
@@ -101,7 +96,7 @@ class _CrossEntropy(torch.autograd.Function):
         scale = grad_loss if share is None else grad_loss * share
         at_target = (torch.expm1(-nll) + (ctx.smoothing - ctx.uniform)) * grad_loss
         grad_logits = torch.empty_like(softmax)
-        for block in _blocks(softmax):
+        for block in row_blocks(softmax):
             # Widened first: PyTorch multiplies a bfloat16 matrix by a float32 column far more slowly.
             grad = softmax[block].to(nll.dtype, copy=True).mul_(scale[block].unsqueeze(-1))
             if ctx.uniform:
@@ -110,9 +105,3 @@ class _CrossEntropy(torch.autograd.Function):
             exact = at_target[block].unsqueeze(-1).where(held[block].unsqueeze(-1), grad.gather(-1, index))
             grad_logits[block] = grad.scatter_(-1, index, exact)
         return grad_logits, None, None, None, None
-
-
-def _blocks(logits: Tensor) -> Iterator[slice]:
-    elements = _BLOCK_ELEMENTS if logits.device.type == "cpu" else _BLOCK_ELEMENTS_ON_A_DEVICE
-    step = max(1, elements // max(1, logits.shape[-1]))
-    return (slice(start, start + step) for start in range(0, logits.shape[0], step))

@@ -25,8 +25,8 @@ def apply_rotary_thd(
     interleaved: bool = False,
 ) -> Tensor:
     """See :func:`ascend_patch.ops.rotary.apply_rotary_thd`."""
-    positions = packed_positions(cu_seqlens, cp_size, cp_rank).to(freqs.device)
-    return apply_rotary(t.unsqueeze(1), freqs[positions], interleaved).squeeze(1)
+    positions = packed_positions(t.shape[0], cu_seqlens, cp_size, cp_rank, available=freqs.shape[0])
+    return apply_rotary(t.unsqueeze(1), freqs[positions.to(freqs.device)], interleaved).squeeze(1)
 
 
 def _rotate_half(x: Tensor, interleaved: bool) -> Tensor:

@@ -23,9 +23,7 @@ def swiglu(x: Tensor, probs: Tensor | None = None) -> Tensor:
         ValueError: the last dimension of ``x`` is odd, or ``probs`` does not have one entry per row.
     """
     if x.shape[-1] % 2:
-        raise ValueError(
-            f"swiglu: the last dimension of x must be even (gate and up), found {tuple(x.shape)}."
-        )
+        raise ValueError(f"swiglu: the last dimension of x must be even (gate and up), found {tuple(x.shape)}.")
     if probs is not None and probs.shape != x.shape[:-1]:
         raise ValueError(
             f"swiglu: probs has shape {tuple(probs.shape)}, x has shape {tuple(x.shape)}; "

@@ -9,6 +9,7 @@ import torch.distributed as dist
 from megatron.core.tensor_parallel.cross_entropy import vocab_parallel_cross_entropy
 from torch import Tensor
 
+from ascend_patch.ops import blocks
 from ascend_patch.ops import cross_entropy as package
 from ascend_patch.ops.cross_entropy import reference
 from ascend_patch.ops.cross_entropy import torch as fast
@@ -61,7 +62,7 @@ def test_label_smoothing_is_that_of_torch():
 
 
 def test_many_blocks_of_rows(monkeypatch):
-    monkeypatch.setattr(fast, "_BLOCK_ELEMENTS", 64)
+    monkeypatch.setattr(blocks, "ELEMENTS_ON_HOST", 64)
     check_against_float64(fast.cross_entropy, reference.cross_entropy, *logits_and_target(29, 17))
 
 
