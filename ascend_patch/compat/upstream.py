@@ -10,7 +10,7 @@ from packaging.version import Version
 
 from ascend_patch.engine.errors import AscendPatchError
 
-#: Releases whose symbols are recorded in ``patches/`` and which the tests train.
+#: From the oldest to the newest release whose symbols are recorded in ``patches/``.
 SUPPORTED = SpecifierSet(">=0.16.1,<0.20", prereleases=True)
 
 
