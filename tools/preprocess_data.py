@@ -78,9 +78,7 @@ def load_tokenizer(folder: Path):
             (transformers would return an almost empty tokenizer without a word).
     """
     if not any((folder / name).is_file() for name in ("tokenizer.model", "tokenizer.json")):
-        raise DataError(
-            f"{folder} is no tokenizer folder: it holds neither tokenizer.model nor tokenizer.json."
-        )
+        raise DataError(f"{folder} is no tokenizer folder: it holds neither tokenizer.model nor tokenizer.json.")
     from transformers import AutoTokenizer
 
     return AutoTokenizer.from_pretrained(str(folder), local_files_only=True)

@@ -55,9 +55,7 @@ def _prepare(settings: Settings, console: Console) -> dict[str, str]:
     data = ROOT / "data"
     console.print(f"Text: {settings.data or 'Shakespeare and some encyclopedia articles'}")
     dataset = prepare_dataset(data, settings.data)
-    console.print(
-        f"      {dataset.documents:,} documents, {dataset.tokens:,} tokens: {shown(dataset.prefix)}"
-    )
+    console.print(f"      {dataset.documents:,} documents, {dataset.tokens:,} tokens: {shown(dataset.prefix)}")
     # What the user may set as well.
     defaults = {"OMP_NUM_THREADS": "1", "SPLIT": "95,5,0"}
     if dataset.documents < FEW_DOCUMENTS:
@@ -90,9 +88,7 @@ def _open_run(settings: Settings, command: Command) -> int:
     if record.is_file():
         before = json.loads(record.read_text())
         changed = [
-            f"{flag} {before.get(flag)} -> {now}"
-            for flag, now in command.identity.items()
-            if before.get(flag) != now
+            f"{flag} {before.get(flag)} -> {now}" for flag, now in command.identity.items() if before.get(flag) != now
         ]
         if changed:
             raise SettingsError(
@@ -127,6 +123,7 @@ def _train(
 
     recent: deque[str] = deque(maxlen=KEPT)
     tokens = command.number("--global-batch-size") * command.number("--seq-length")
+    announced: list[str] = []
     with TrainingProgress(console, tokens) as progress:
 
         def on_line(line: str) -> None:
@@ -134,7 +131,8 @@ def _train(
             record = history.add(line)
             if isinstance(record, Iteration | Validation):
                 progress.show(record)
-            elif line.startswith("ascend_patch "):
+            elif line.startswith("ascend_patch ") and not announced:
+                announced.append(line)  # helpers of a checkpoint's writing announce themselves again
                 progress.notice(line.rstrip())
 
         try:

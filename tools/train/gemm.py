@@ -35,9 +35,7 @@ class Mixtral:
         return 3 * 2 * (self.num_layers * per_layer + hidden * self.vocab_size)
 
 
-def gemm_rate(
-    device: str, threads: int, size: int = 2048, seconds: float = 1.0, dtype: str = "bfloat16"
-) -> float:
+def gemm_rate(device: str, threads: int, size: int = 2048, seconds: float = 1.0, dtype: str = "bfloat16") -> float:
     """Operations a second of a square matrix product, the best of those that fit in ``seconds``.
 
     Args:

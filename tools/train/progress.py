@@ -63,9 +63,7 @@ class TrainingProgress:
             figures=figures,
         )
         every = max(1, record.last // 20)
-        if not self._console.is_terminal and (
-            record.iteration % every == 0 or record.iteration == record.last
-        ):
+        if not self._console.is_terminal and (record.iteration % every == 0 or record.iteration == record.last):
             self.notice(f"iteration {record.iteration}/{record.last} · {figures}")
 
     def _figures(self, record: Iteration) -> str:

@@ -33,9 +33,7 @@ class Settings:
         data = Path(environ["DATA"]) if environ.get("DATA") else None
         name = environ.get("NAME") or (data.stem if data else "mixtral-tiny")
         if name in {".", ".."} or "/" in name:
-            raise SettingsError(
-                f"NAME={name} cannot name a folder under runs/. Use letters, digits, - and _."
-            )
+            raise SettingsError(f"NAME={name} cannot name a folder under runs/. Use letters, digits, - and _.")
         fresh = environ.get("FRESH", "0")
         if fresh not in {"0", "1"}:
             raise SettingsError(f"FRESH={fresh} is neither 0 (resume, the default) nor 1 (start anew).")

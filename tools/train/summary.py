@@ -55,11 +55,7 @@ def summarize(command: Command, history: History, report: PatchReport, threads: 
     seconds = statistics.median([r.seconds for r in history.iterations.values()][WARM_UP:] or [0.0])
     tokens_per_second = tokens_per_iteration / seconds if seconds else None
     # The processes on a cpu share its cores; elsewhere each has a device of its own.
-    rate = (
-        gemm_rate("cpu", threads * processes)
-        if report.device == "cpu"
-        else gemm_rate(report.device, 1) * processes
-    )
+    rate = gemm_rate("cpu", threads * processes) if report.device == "cpu" else gemm_rate(report.device, 1) * processes
     return {
         "device": report.device,
         "processes": processes,
