@@ -7,6 +7,7 @@ from ascend_patch.engine.patch import Patch
 from ascend_patch.features import (
     activation,
     attention,
+    checkpoint,
     dispatcher,
     experts,
     inputs,
@@ -32,5 +33,6 @@ PATCHES: tuple[Patch, ...] = (
     *loss.PATCHES,
     *optimizer.PATCHES,
     *platform.PATCHES,
+    *checkpoint.PATCHES,
     *inputs.PATCHES,
 )
