@@ -141,8 +141,8 @@ def _unloadable(load_arg: str, reason: str) -> str:
     return (
         f"The checkpoint of --{load_arg.replace('_', '-')} {folder} (latest iteration: {latest}; there: {complete}) "
         f"could not be loaded: {reason} Either a file of it is missing or cut off, or it is of another model, layout "
-        "or format than the arguments say. Correct the arguments, or load an earlier iteration with --ckpt-step; "
-        "nothing in the folder was changed."
+        "or format than the arguments say. Correct the arguments, or write the number of an earlier "
+        f"iteration into {tracker}; nothing in the folder was changed."
     )
 
 
