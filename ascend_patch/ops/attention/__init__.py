@@ -22,14 +22,13 @@ def attention(
     """``softmax(scale * query @ key.T) @ value`` for every head, in Megatron's ``sbhd`` layout.
 
     Args:
-        query: ``[sq, b, np, hn]``, floating point; strides are free except that the last dimension is
-            contiguous.
-        key: ``[sk, b, ng, hn]``, ``np`` a multiple of ``ng``; query head ``i`` attends to key head ``i * ng
-            // np``.
+        query: ``[sq, b, np, hn]``, floating point, any strides.
+        key: ``[sk, b, ng, hn]``, ``np`` a multiple of ``ng``; query head ``i`` attends to key head
+            ``i * ng // np``.
         value: ``[sk, b, ng, hv]``.
         scale: multiplies the scores, usually ``1 / sqrt(hn)``.
-        causal: a query sees no later key. Positions are aligned at the end: query ``i`` is at ``i + sk -
-            sq``.
+        causal: a query sees no later key. Positions are aligned at the end: query ``i`` is at
+            ``i + sk - sq``.
         window: sliding window in the same positions, on top of ``causal``; Mistral 7B's is ``(4095, 0)``.
         dropout_p: probability with which an attention weight is dropped, drawn from the current generator.
         mask: bool, broadcastable to ``[b, np, sq, sk]``, True where a query must not see a key (Megatron's

@@ -5,10 +5,10 @@ from torch import Tensor
 
 
 def visible_range(sq: int, sk: int, causal: bool, window: tuple[int, int] | None) -> tuple[int, int]:
-    """Lowest and highest ``key - query`` index distance that is visible, for queries aligned with the last
-    keys.
+    """``(low, high)``, such that query ``i`` sees key ``j`` when ``low <= j - i <= high``.
 
-    Query ``i`` sees key ``j`` when ``low <= j - i <= high``.
+    The last query is at the position of the last key; the arguments are those of
+    :func:`ascend_patch.ops.attention.attention`.
     """
     left, right = window if window is not None else (-1, -1)
     if causal:

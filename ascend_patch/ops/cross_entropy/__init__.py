@@ -20,9 +20,9 @@ def cross_entropy(
             needs no conversion beforehand.
         target: ``[...]`` int64, indices into the whole vocabulary. A target that no rank holds contributes as
             if its logit were the row's maximum; mask such a loss.
-        label_smoothing: ``a`` in ``[0, 1)``: the target gets the weight ``1 - a``, every other token ``a / (V
-            - 1)``. With several ranks the mean runs over the whole vocabulary (upstream's over each rank's
-            part).
+        label_smoothing: ``a`` in ``[0, 1)``: the target gets the weight ``1 - a``, every other token
+            ``a / (V - 1)``. With several ranks the mean runs over the whole vocabulary (upstream's over each
+            rank's part).
         group: the ranks that share the vocabulary in equal parts; None for one rank.
         vocab_start: index of the first token that this rank holds.
 
@@ -37,8 +37,7 @@ def cross_entropy(
     """
     if target.shape != vocab_parallel_logits.shape[:-1]:
         raise ValueError(
-            f"cross_entropy: target has shape {tuple(target.shape)}, logits "
-            f"{tuple(vocab_parallel_logits.shape)}; "
+            f"cross_entropy: target has shape {tuple(target.shape)}, logits {tuple(vocab_parallel_logits.shape)}; "
             "target must have the shape of the logits without the last dimension."
         )
     if not 0.0 <= label_smoothing < 1.0:

@@ -77,12 +77,10 @@ class _CrossEntropy(torch.autograd.Function):
             share = log_sum.exp() / sums[0]
             log_sum, predicted, total = sums[0].log(), sums[1], sums[2]
 
-        nll = log_sum - predicted
+        loss = nll = log_sum - predicted
         smoothing = 0.0
-        loss = nll
         if label_smoothing > 0.0:
-            # (1 - a) on the target and a / (V - 1) on the others equals (1 - s) on the target and s / V on
-            # all.
+            # Weights 1 - a on the target and a / (V - 1) elsewhere are 1 - s on the target and s / V everywhere.
             smoothing = label_smoothing * vocab_size / (vocab_size - 1)
             loss = (1.0 - smoothing) * nll - smoothing * (total / vocab_size - log_sum)
         ctx.save_for_backward(softmax, local_target, held, nll, share)

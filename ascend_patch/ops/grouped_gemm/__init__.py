@@ -8,11 +8,10 @@ from ascend_patch.ops.registry import implementation
 
 
 def grouped_gemm(x: Tensor, weight: Tensor, tokens_per_expert: Sequence[int] | Tensor) -> Tensor:
-    """``y[e] = x[e] @ weight[e].T``, where ``x[e]`` is the ``tokens_per_expert[e]`` consecutive rows of
-    expert ``e``.
+    """``y[e] = x[e] @ weight[e].T`` for every expert ``e``, where ``x[e]`` is the rows of that expert.
 
     Args:
-        x: ``[T, K]``, floating point, the rows in expert order.
+        x: ``[T, K]``, floating point, the rows in the order of the experts.
         weight: ``[E, N, K]``, same dtype.
         tokens_per_expert: ``E`` non-negative integers that add up to ``T``, as a list or an integer tensor on
             the CPU. A device tensor is accepted but costs a synchronisation.
@@ -33,10 +32,11 @@ def grouped_gemm(x: Tensor, weight: Tensor, tokens_per_expert: Sequence[int] | T
             f"grouped_gemm: x has shape {tuple(x.shape)}, weight has shape {tuple(weight.shape)}; "
             "allowed are [T, K] and [E, N, K]."
         )
+    if x.dtype != weight.dtype:
+        raise ValueError(f"grouped_gemm: x is {x.dtype}, weight is {weight.dtype}; they must have the same dtype.")
     if len(counts) != weight.shape[0] or sum(counts) != x.shape[0] or min(counts, default=0) < 0:
         raise ValueError(
-            f"grouped_gemm: tokens_per_expert is {counts} for {weight.shape[0]} experts and {x.shape[0]} "
-            "tokens; "
+            f"grouped_gemm: tokens_per_expert is {counts} for {weight.shape[0]} experts and {x.shape[0]} tokens; "
             "it must have one count per expert, none negative, that add up to the number of tokens."
         )
     return implementation("grouped_gemm").grouped_gemm(x, weight, counts)

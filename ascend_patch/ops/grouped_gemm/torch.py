@@ -5,7 +5,7 @@ elsewhere. What it does not take (float64, rows that are not a multiple of 16 by
 expert into slices of one result, which costs the same arithmetic and more launches.
 """
 
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import Any
 
 import torch
@@ -22,59 +22,57 @@ class _GroupedGemm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, counts: list[int]) -> Tensor:
         x, weight = x.contiguous(), weight.contiguous()
-        ends = torch.tensor(counts).cumsum(0)
-        ctx.save_for_backward(x, weight)
-        ctx.ends = ends
-        if _kernel_accepts(x, weight):
-            return torch._grouped_mm(x, weight.transpose(1, 2), _offsets(ends, x))
+        ends = list(accumulate(counts))
+        offsets = None
+        if _kernel_accepts(weight):
+            offsets = torch.tensor(ends, dtype=torch.int32).to(x.device, non_blocking=True)
+        ctx.save_for_backward(x, weight, offsets)
+        ctx.experts = experts = [slice(*span) for span in pairwise([0, *ends])]
+        if offsets is not None:
+            return torch._grouped_mm(x, weight.transpose(1, 2), offsets)
         y = x.new_empty(x.shape[0], weight.shape[1])
-        for expert, rows in _rows(ends):
+        for expert, rows in enumerate(experts):
             torch.mm(x[rows], weight[expert].t(), out=y[rows])
         return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
-        x, weight = ctx.saved_tensors
-        # Also a guard: the kernel rejects the expanded gradients that sum() and mean() send.
+        x, weight, offsets = ctx.saved_tensors
+        # Contiguous also because the kernel rejects the expanded gradients of sum() and mean().
         grad_y = grad_y.contiguous()
-        grad_x = _input_gradient(grad_y, weight, ctx.ends) if ctx.needs_input_grad[0] else None
-        grad_weight = _weight_gradient(grad_y, x, weight, ctx.ends) if ctx.needs_input_grad[1] else None
+        grad_x = grad_weight = None
+        if ctx.needs_input_grad[0]:
+            grad_x = _input_gradient(grad_y, weight, ctx.experts, offsets)
+        if ctx.needs_input_grad[1]:
+            grad_weight = _weight_gradient(grad_y, x, ctx.experts, offsets)
         return grad_x, grad_weight, None
 
 
-def _input_gradient(grad_y: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
-    if _kernel_accepts(grad_y, weight):
-        return torch._grouped_mm(grad_y, weight, _offsets(ends, grad_y))
+def _input_gradient(grad_y: Tensor, weight: Tensor, experts: list[slice], offsets: Tensor | None) -> Tensor:
+    if offsets is not None:
+        return torch._grouped_mm(grad_y, weight, offsets)
     grad_x = grad_y.new_empty(grad_y.shape[0], weight.shape[2])
-    for expert, rows in _rows(ends):
+    for expert, rows in enumerate(experts):
         torch.mm(grad_y[rows], weight[expert], out=grad_x[rows])
     return grad_x
 
 
-def _weight_gradient(grad_y: Tensor, x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
-    if _kernel_accepts(grad_y, weight):
-        return torch._grouped_mm(grad_y.t(), x, _offsets(ends, x))
-    grad_weight = torch.empty_like(weight)
-    for expert, rows in _rows(ends):
+def _weight_gradient(grad_y: Tensor, x: Tensor, experts: list[slice], offsets: Tensor | None) -> Tensor:
+    if offsets is not None:
+        return torch._grouped_mm(grad_y.t(), x, offsets)
+    grad_weight = x.new_empty(len(experts), grad_y.shape[1], x.shape[1])
+    for expert, rows in enumerate(experts):
         torch.mm(grad_y[rows].t(), x[rows], out=grad_weight[expert])
     return grad_weight
 
 
-def _kernel_accepts(rows: Tensor, weight: Tensor) -> bool:
-    """What ``torch._grouped_mm`` of torch 2.9 checks before it runs."""
+def _kernel_accepts(weight: Tensor) -> bool:
+    """What ``torch._grouped_mm`` of torch 2.9 checks before it runs; ``x`` has the dtype of ``weight``."""
     if any(size * weight.element_size() % 16 for size in weight.shape[1:]):
         return False
-    if rows.device.type == "cpu":
-        return rows.dtype in (torch.float32, torch.bfloat16, torch.float16)
-    if rows.device.type == "cuda":
-        return rows.dtype == torch.bfloat16 and torch.cuda.get_device_capability(rows.device) == (9, 0)
+    if weight.device.type == "cpu":
+        return weight.dtype in (torch.float32, torch.bfloat16, torch.float16)
+    if weight.device.type == "cuda":
+        return weight.dtype == torch.bfloat16 and torch.cuda.get_device_capability(weight.device) == (9, 0)
     return False
-
-
-def _offsets(ends: Tensor, like: Tensor) -> Tensor:
-    return ends.to(device=like.device, dtype=torch.int32)
-
-
-def _rows(ends: Tensor) -> list[tuple[int, slice]]:
-    return [(expert, slice(*span)) for expert, span in enumerate(pairwise([0, *ends.tolist()]))]

@@ -36,8 +36,7 @@ def permute(
     """
     if tokens.dim() != 2 or routing_map.dim() != 2 or routing_map.shape[0] != tokens.shape[0]:
         raise ValueError(
-            f"permute: tokens has shape {tuple(tokens.shape)}, routing_map has shape "
-            f"{tuple(routing_map.shape)}; "
+            f"permute: tokens has shape {tuple(tokens.shape)}, routing_map {tuple(routing_map.shape)}; "
             "allowed are [T, H] and [T, E]."
         )
     if probs is not None and probs.shape != routing_map.shape:
@@ -74,14 +73,12 @@ def unpermute(
     """
     if permuted.dim() != 2 or len(restore_shape) != 2 or restore_shape[1] != permuted.shape[1]:
         raise ValueError(
-            f"unpermute: permuted has shape {tuple(permuted.shape)}, restore_shape is "
-            f"{tuple(restore_shape)}; "
+            f"unpermute: permuted has shape {tuple(permuted.shape)}, restore_shape is {tuple(restore_shape)}; "
             "allowed are [M, H] and (T, H)."
         )
     if sorted_indices.shape != permuted.shape[:1]:
         raise ValueError(
-            f"unpermute: sorted_indices has shape {tuple(sorted_indices.shape)}, permuted "
-            f"{tuple(permuted.shape)}; "
+            f"unpermute: sorted_indices has shape {tuple(sorted_indices.shape)}, permuted {tuple(permuted.shape)}; "
             "there must be one index per row."
         )
     if probs is not None and routing_map is None:
@@ -111,8 +108,7 @@ def sort_chunks(
     order = sorted_idxs.tolist() if isinstance(sorted_idxs, Tensor) else list(sorted_idxs)
     if sorted(order) != list(range(len(sizes))) or sum(sizes) != x.shape[0]:
         raise ValueError(
-            f"sort_chunks: the chunk sizes {sizes} must add up to {x.shape[0]} and the order {order} must "
-            "name each "
-            "chunk once."
+            f"sort_chunks: the chunk sizes {sizes} must add up to {x.shape[0]} and the order {order} "
+            "must name each chunk once."
         )
     return implementation("permute").sort_chunks(x, sizes, order, probs)

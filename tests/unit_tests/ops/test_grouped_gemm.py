@@ -112,3 +112,8 @@ def test_counts_that_do_not_fit(counts):
 def test_shapes_that_do_not_fit():
     with pytest.raises(ValueError, match=r"allowed are \[T, K\] and \[E, N, K\]"):
         package.grouped_gemm(torch.randn(3, 8), torch.randn(1, 4, 9), [3])
+
+
+def test_dtypes_that_differ():
+    with pytest.raises(ValueError, match=r"x is torch.float32, weight is torch.bfloat16"):
+        package.grouped_gemm(torch.randn(3, 8), torch.randn(1, 4, 8).bfloat16(), [3])
