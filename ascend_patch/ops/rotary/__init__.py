@@ -70,6 +70,6 @@ def _check_freqs(function: str, freqs: Tensor, head_dim: int, positions: int) ->
     r = freqs.shape[-1]
     if freqs.dim() != 4 or freqs.shape[1:3] != (1, 1) or r % 2 or r > head_dim or freqs.shape[0] < positions:
         raise ValueError(
-            f"{function}: freqs has shape {tuple(freqs.shape)}; allowed is [s, 1, 1, r] with s >= {positions} and r even "
-            f"and at most {head_dim}. Angles that differ within a batch (mRoPE) need the unfused path."
+            f"{function}: freqs has shape {tuple(freqs.shape)}; allowed is [s, 1, 1, r] with s >= {positions} and "
+            f"r even and at most {head_dim}. Angles that differ within a batch (mRoPE) need the unfused path."
         )
