@@ -83,7 +83,12 @@ def environment(megatron: Path | None = None, **changes: str | None) -> dict[str
     """A user's environment: one thread a process, ``megatron`` first on the path, no settings of ascend_patch."""
     inherited = {name: value for name, value in os.environ.items() if not name.startswith(("ASCEND_PATCH", "PYTEST"))}
     path = [str(folder) for folder in (megatron, ROOT) if folder is not None]
-    own = {"OMP_NUM_THREADS": "1", "CUDA_DEVICE_MAX_CONNECTIONS": "1", "PYTHONPATH": os.pathsep.join(path)}
+    own = {
+        "OMP_NUM_THREADS": "1",
+        "CUDA_DEVICE_MAX_CONNECTIONS": "1",
+        "PYTHONPATH": os.pathsep.join(path),
+        "PYTHONWARNINGS": "ignore",  # or a failing test shows little but "Apex is not installed"
+    }
     return {name: value for name, value in {**inherited, **own, **changes}.items() if value is not None}
 
 
@@ -111,7 +116,7 @@ def train(
         entry = [str(script)]
     if processes == 1:
         command = [sys.executable, *entry, *arguments]
-        settings |= _single_process()
+        settings |= single_process()
     else:
         torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
         command = [sys.executable, *torchrun, *entry, *arguments]
@@ -151,7 +156,8 @@ def run(
         return Run(" ".join(command), process.returncode, log.read())
 
 
-def _single_process() -> dict[str, str]:
+def single_process() -> dict[str, str]:
+    """What torchrun would tell the only process of a job."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
