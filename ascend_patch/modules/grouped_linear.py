@@ -4,7 +4,8 @@
 recomputation, offloading and the activation stay upstream's. The weight is **one** parameter
 ``[E, out, in]``: grouped kernels (torch, CANN) want it contiguous, and so does a weight gradient that is
 accumulated in place. Checkpoints do not show that: ``state_dict`` writes ``weight0 … weight{E-1}`` as
-TransformerEngine does, ``sharded_state_dict`` the tensors that ``SequentialMLP`` and ``TEGroupedMLP`` write.
+TransformerEngine does, ``sharded_state_dict`` what ``SequentialMLP`` and ``TEGroupedMLP`` write, the empty
+``_extra_state`` of each expert included, without which neither of them would load it.
 """
 
 from collections.abc import Callable
@@ -16,6 +17,7 @@ from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.tensor_parallel.layers import set_tensor_model_parallel_attributes
 from megatron.core.tensor_parallel.random import get_cuda_rng_tracker, get_expert_parallel_rng_tracker_name
 from megatron.core.transformer.transformer_config import TransformerConfig
+from megatron.core.transformer.utils import make_sharded_object_for_checkpoint
 from megatron.core.utils import divide
 
 from ascend_patch.engine.errors import AscendPatchError
@@ -141,8 +143,17 @@ class GroupedLinear(torch.nn.Module):
                 return torch.stack(shards)
             return torch.stack([torch.cat(pair) for pair in zip(shards[::2], shards[1::2], strict=True)])
 
-        key = f"{prefix}weight"
-        return {key: ShardedTensorFactory(key, self.weight, build, merge, replica_id=(0, 0, self.dp_group.rank()))}
+        key, extra_state = f"{prefix}weight", f"{prefix}_extra_state"
+        weight = ShardedTensorFactory(key, self.weight, build, merge, replica_id=(0, 0, self.dp_group.rank()))
+        return {key: weight} | {
+            f"{extra_state}{e}": make_sharded_object_for_checkpoint(
+                None,
+                extra_state,
+                (*sharded_offsets, (axis, rank * experts + e, self.ep_group.size() * experts)),
+                replica_id=(0, tp_rank, self.dp_group.rank()),
+            )
+            for e in range(experts)
+        }
 
 
 def _split_experts(module: GroupedLinear, state_dict: dict, prefix: str, local_metadata: dict) -> None:
@@ -154,6 +165,8 @@ def _stack_experts(module: GroupedLinear, state_dict: dict, prefix: str, *_) -> 
     keys = [f"{prefix}weight{e}" for e in range(module.num_local_experts)]
     if all(key in state_dict for key in keys):  # absent: a distributed checkpoint, which holds it stacked
         state_dict[f"{prefix}weight"] = torch.stack([state_dict.pop(key) for key in keys])
+    for index in ("", *range(module.num_local_experts)):  # TransformerEngine's state for fp8; ours is empty
+        state_dict.pop(f"{prefix}_extra_state{index}", None)
 
 
 class ColumnParallelGroupedLinear(GroupedLinear):
