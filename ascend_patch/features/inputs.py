@@ -112,10 +112,15 @@ def load_checkpoint(original: Callable) -> Callable:
 
     @wraps(original)
     def load(ddp_model, optimizer, opt_param_scheduler, load_arg="load", *rest, **kwargs):
+        from torch.distributed.checkpoint import CheckpointException  # not an Exception, but a BaseException
+
         try:
             return original(ddp_model, optimizer, opt_param_scheduler, load_arg, *rest, **kwargs)
         except AscendPatchError:
             raise
+        except CheckpointException as error:
+            first, _ = error.failures[min(error.failures)]
+            raise AscendPatchError(_unloadable(load_arg, _in_short(first))) from error
         except Exception as error:
             raise AscendPatchError(_unloadable(load_arg, _in_short(error))) from error
         except SystemExit as end:
@@ -174,7 +179,7 @@ def _contents(path: str | None) -> str:
     return f"a file of {place.stat().st_size} bytes" if place.is_file() else "no such file or folder"
 
 
-def _in_short(error: Exception, limit: int = 400) -> str:
+def _in_short(error: BaseException, limit: int = 400) -> str:
     """The error as part of a paragraph."""
     text = " ".join(f"{type(error).__name__}: {error}".split())
     return (text if len(text) <= limit else f"{text[:limit]}…").rstrip(". ") + "."
