@@ -81,6 +81,9 @@ class Activation:
             atexit.unregister(self._record)
         self.hooks.uninstall()
         failure.uninstall()
+        global _active
+        if _active is self:
+            _active = None
 
     def _prepare(self) -> None:
         from ascend_patch.compat import upstream

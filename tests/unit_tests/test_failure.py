@@ -1,0 +1,62 @@
+"""What a user sees of an error: one paragraph, from rank 0 first."""
+
+import sys
+
+import pytest
+
+from ascend_patch import failure
+from ascend_patch.engine.errors import AscendPatchError, DeclarationError
+
+
+@pytest.fixture
+def others(monkeypatch: pytest.MonkeyPatch) -> list[type]:
+    """Kinds of exception that reached the hook installed before ours."""
+    seen: list[type] = []
+    monkeypatch.setattr(sys, "excepthook", lambda kind, error, traceback: seen.append(kind))
+    monkeypatch.delenv("RANK", raising=False)
+    failure.install()
+    failure.install()
+    yield seen
+    failure.uninstall()
+
+
+def wrapped(error: Exception) -> Exception:
+    """As torch wraps an exception of an entry point."""
+    try:
+        raise RuntimeError("Failed to load the backend extension") from error
+    except RuntimeError as outer:
+        return outer
+
+
+@pytest.mark.parametrize("wrap", [lambda error: error, wrapped])
+def test_ours_is_a_paragraph(others: list[type], capsys: pytest.CaptureFixture, wrap) -> None:
+    error = wrap(AscendPatchError("Found a. Allowed is b. Do c."))
+    sys.excepthook(type(error), error, None)
+    assert capsys.readouterr().err == "ascend_patch: Found a. Allowed is b. Do c.\n"
+    assert others == []
+
+
+@pytest.mark.parametrize("error", [ValueError("theirs"), DeclarationError("a mistake of ours"), KeyboardInterrupt()])
+def test_everything_else_keeps_its_traceback(
+    others: list[type], capsys: pytest.CaptureFixture, error: BaseException
+) -> None:
+    sys.excepthook(type(error), error, None)
+    assert others == [type(error)]
+    assert capsys.readouterr().err == ""
+
+
+def test_other_ranks_wait(others: list[type], capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    waited: list[float] = []
+    monkeypatch.setattr(failure.time, "sleep", waited.append)
+    for rank in ("0", "1"):
+        monkeypatch.setenv("RANK", rank)
+        sys.excepthook(AscendPatchError, AscendPatchError("mine alone"), None)
+    assert waited == [failure.PATIENCE]
+    assert capsys.readouterr().err == 2 * "ascend_patch: mine alone\n"
+
+
+def test_uninstall_leaves_a_later_hook(others: list[type], monkeypatch: pytest.MonkeyPatch) -> None:
+    later = object()
+    monkeypatch.setattr(sys, "excepthook", later)
+    failure.uninstall()
+    assert sys.excepthook is later
