@@ -20,7 +20,7 @@ for release in "${releases[@]}"; do
     echo "Unpacking megatron-core $release into $target"
     unfinished=$(mktemp -d .cache/megatron/unfinished.XXXXXX)
     trap 'rm -rf "$unfinished"' EXIT
-    .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes \
+    .venv/bin/python -m pip install -qq --disable-pip-version-check --no-deps --require-hashes \
         --only-binary :all: --target "$unfinished/site" -r <(echo "$pinned")
     mv -T "$unfinished/site" "$target"
     rm -rf "$unfinished"

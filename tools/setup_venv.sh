@@ -34,8 +34,8 @@ if [[ ! -x .venv/bin/python ]] || ! supported .venv/bin/python; then
 fi
 echo "Installing the pinned requirements into .venv (the first time torch alone is some 3 GB; later runs skip this)"
 rm -f "$stamp"
-.venv/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt ||
+.venv/bin/python -m pip install -qq --disable-pip-version-check -r requirements-dev.txt ||
     fail "pip could not install requirements-dev.txt; its message is above. The next run continues from here."
-.venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable . ||
+.venv/bin/python -m pip install -qq --disable-pip-version-check --no-deps --no-build-isolation --editable . ||
     fail "pip could not install this repository itself (pip install --editable .); its message is above."
 echo "$wanted" > "$stamp"
