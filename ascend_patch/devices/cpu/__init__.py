@@ -13,6 +13,7 @@ compilation        ``torch.compile``, ``torch.jit.script``
 profiling          ``torch.profiler``, NVTX markers
 process_groups     ``nccl`` to ``gloo``, device meshes
 collectives        uneven ``all_gather`` and ``reduce_scatter``, list ``all_to_all``
+allocator          large blocks are kept between steps (nothing of PyTorch)
 unsupported        CUDA graphs, memory pools and snapshots, sensors, the CUDA profiler
 =================  ===========================================================================================
 """
@@ -21,6 +22,7 @@ from typing import ClassVar
 
 from ascend_patch.devices.base import Unavailable
 from ascend_patch.devices.cpu import (
+    allocator,
     collectives,
     compilation,
     data,
@@ -73,12 +75,14 @@ class CpuDevice:
         except BaseException:
             substitutions.revert()
             raise
+        allocator.keep_large_blocks()
         CpuDevice._substitutions = substitutions
 
     def revert(self) -> None:
         """Give PyTorch its original objects back."""
         if CpuDevice._substitutions is not None:
             CpuDevice._substitutions.revert()
+            allocator.restore()
             CpuDevice._substitutions = None
 
     def describe(self) -> str:
