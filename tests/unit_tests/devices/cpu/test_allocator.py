@@ -19,7 +19,8 @@ def pages_faulted():
 found = {}
 for name in ("default", "keep_large_blocks", "restore"):
     accepted = name == "default" or getattr(allocator, name)()
-    found[name] = (accepted, sorted(pages_faulted() for _ in range(7))[3])
+    rounds = [pages_faulted() for _ in range(16)]  # the heap takes a few to find places for aligned blocks
+    found[name] = (accepted, sum(rounds[-4:]))
 print(json.dumps(found))
 """
 
