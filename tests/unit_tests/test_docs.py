@@ -221,7 +221,8 @@ def test_messages_are_those_of_the_code():
     missing = [
         part
         for message in messages
-        for part in re.split(f" ?{PLACEHOLDER} ?", message.strip("`").replace("\\|", "|"))
+        for span in SPAN.findall(message)
+        for part in re.split(f" ?{PLACEHOLDER} ?", span)
         if part.strip() and part.strip() not in text
     ]
     assert not missing
