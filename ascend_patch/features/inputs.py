@@ -81,6 +81,7 @@ def initialize(original: Callable) -> Callable:
         self, path_prefix, multimodal, mmap, object_storage_config, fast_cache_load=False, *args, **kwargs
     ):
         if object_storage_config is None and not fast_cache_load:
+            self.bin_reader = self.index = None  # upstream's __del__ deletes them, also where this raises
             check_dataset(path_prefix, multimodal)
         return original(self, path_prefix, multimodal, mmap, object_storage_config, fast_cache_load, *args, **kwargs)
 

@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 _LINE = re.compile(r"iteration +(\d+)/ *\d+ \|(.*)")
 _FIELD = re.compile(r" ([a-z_ ]+): +([-+.\dENan]+) (?=\|)")
-_OURS = re.compile(r"^ascend_patch: .*$", re.MULTILINE)
+_OURS = re.compile(r"^(?:\[rank\d+\]: )?ascend_patch: .*$", re.MULTILINE)  # torch.distributed adds the rank
 
 
 @dataclass(frozen=True)

@@ -49,7 +49,7 @@ class Trainer:
         return self.train(layout, save=self.folder / layout, save_interval=SAVED, **self.saved(checkpoint_format))
 
 
-@pytest.fixture(scope="module", params=releases.TRAINABLE)
+@pytest.fixture(scope="module", params=[pytest.param(r, marks=pytest.mark.xdist_group(r)) for r in releases.TRAINABLE])
 def trainer(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Trainer:
     return Trainer(request.param, tmp_path_factory.mktemp(request.param))
 
