@@ -4,15 +4,17 @@
         --tokenizer-name-or-path FOLDER --append-eod
 
 reads one JSON object a line, each with the document under "text", and writes data/my_text_document.bin and
-.idx through upstream's own IndexedDatasetBuilder. ``--data-path data/my_text_document`` is then what
+.idx through upstream's own indexed_dataset.IndexedDatasetBuilder. ``--data-path data/my_text_document`` is then what
 pretrain_gpt.py wants. The split into training, validation and test documents is not made here but by
 upstream's ``--split``.
 """
 
 import argparse
 import json
+import logging
 import os
 import sys
+import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import batched
@@ -94,18 +96,15 @@ def write_dataset(documents: Iterable[str], tokenizer, prefix: Path, append_eod:
         DataError: there is not a single document with text.
     """
     import torch
-    from megatron.core.datasets.indexed_dataset import (
-        DType,
-        IndexedDatasetBuilder,
-        get_bin_path,
-        get_idx_path,
-    )
 
+    indexed_dataset = _import_indexed_dataset()
     prefix.parent.mkdir(parents=True, exist_ok=True)
     unfinished = str(prefix.with_name(f"{prefix.name}.unfinished.{os.getpid()}"))
     count = tokens = 0
     try:
-        builder = IndexedDatasetBuilder(get_bin_path(unfinished), dtype=DType.optimal_dtype(len(tokenizer)))
+        builder = indexed_dataset.IndexedDatasetBuilder(
+            indexed_dataset.get_bin_path(unfinished), dtype=indexed_dataset.DType.optimal_dtype(len(tokenizer))
+        )
         for batch in batched(documents, DOCUMENTS_PER_BATCH):
             for ids in tokenizer(list(batch), verbose=False)["input_ids"]:
                 if append_eod:
@@ -115,15 +114,24 @@ def write_dataset(documents: Iterable[str], tokenizer, prefix: Path, append_eod:
                 tokens += len(ids)
         if count == 0:
             raise DataError("There is no text: the input holds no document that is not empty.")
-        builder.finalize(get_idx_path(unfinished))
+        builder.finalize(indexed_dataset.get_idx_path(unfinished))
         # An .idx never stands beside a .bin it does not belong to.
-        Path(get_idx_path(str(prefix))).unlink(missing_ok=True)
-        os.replace(get_bin_path(unfinished), get_bin_path(str(prefix)))
-        os.replace(get_idx_path(unfinished), get_idx_path(str(prefix)))
+        Path(indexed_dataset.get_idx_path(str(prefix))).unlink(missing_ok=True)
+        os.replace(indexed_dataset.get_bin_path(unfinished), indexed_dataset.get_bin_path(str(prefix)))
+        os.replace(indexed_dataset.get_idx_path(unfinished), indexed_dataset.get_idx_path(str(prefix)))
     finally:
-        for path in (get_bin_path(unfinished), get_idx_path(unfinished)):
+        for path in (indexed_dataset.get_bin_path(unfinished), indexed_dataset.get_idx_path(unfinished)):
             Path(path).unlink(missing_ok=True)
     return Dataset(prefix, count, tokens)
+
+
+def _import_indexed_dataset():
+    """Upstream's module, without the warnings of everything that comes with it: nothing of that is used here."""
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # "No CUDA runtime is found"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from megatron.core.datasets import indexed_dataset
+    return indexed_dataset
 
 
 def main(arguments: list[str] | None = None) -> None:
