@@ -1,5 +1,7 @@
 # make train    pretrain a small Mixtral on real text (NAME=, DATA=my.jsonl, FRESH=1; see examples/mixtral/README.md)
-# make test     the whole test suite, against every supported release of Megatron-LM (ARGS= goes to pytest)
+# make test     the test suite, against every supported release of Megatron-LM (ARGS= goes to pytest, WORKERS=2)
+# make test-all the same with what takes longest: every release with 8 processes and both checkpoint formats
+# make test-checkouts MEGATRON_PATHS="DIR ..."  train the stock pretrain_gpt.py of Megatron-LM checkouts
 # make check    ruff and mypy
 # make bench    side-by-side measurements
 # make clean    remove .venv and the caches; keep runs/ and data/
@@ -7,7 +9,7 @@
 # Each sets up .venv on first use.
 
 .DEFAULT_GOAL := help
-.PHONY: help venv megatron train test check bench clean
+.PHONY: help venv megatron train test test-all test-checkouts check bench clean
 
 PY := .venv/bin/python
 
@@ -23,8 +25,18 @@ megatron: venv
 train: venv
 	@$(PY) -m tools.train $(ARGS)
 
+# Two workers: most of a run of one process is import and start.
+WORKERS ?= 2
+PYTEST := $(PY) -m pytest -n $(WORKERS) --dist loadgroup
+
 test: megatron
-	@$(PY) -m pytest $(ARGS)
+	@$(PYTEST) $(ARGS)
+
+test-all: megatron
+	@$(PYTEST) -m "not checkouts" $(ARGS)
+
+test-checkouts: venv
+	@$(PY) -m pytest -m checkouts tests/system_tests/test_checkouts.py $(MEGATRON_PATHS:%=--megatron-path %) $(ARGS)
 
 check: venv
 	@$(PY) -m ruff check .

@@ -4,6 +4,7 @@ import re
 from importlib.metadata import version
 from pathlib import Path
 
+import pytest
 from packaging.version import Version
 
 from tests.system_tests.launcher import ROOT
@@ -23,3 +24,13 @@ def folder(release: str) -> Path | None:
     if not place.is_dir():
         raise FileNotFoundError(f"{place} is missing. `make megatron` unpacks the releases that the tests use.")
     return place
+
+
+def parameters(slow_before: str | None = None) -> list:
+    """The releases as parameters of a test, each on one worker; those before ``slow_before`` are marked slow."""
+    found = []
+    for release in TRAINABLE:
+        is_slow = slow_before is not None and Version(release) < Version(slow_before)
+        marks = [pytest.mark.xdist_group(release)] + [pytest.mark.slow] * is_slow
+        found.append(pytest.param(release, marks=marks, id=release))
+    return found

@@ -16,6 +16,8 @@ from tests.system_tests import releases
 from tests.system_tests.launcher import Run, environment, run, train
 from tests.system_tests.mixtral import EP2, tiny
 
+pytestmark = pytest.mark.xdist_group("bad_input")  # one worker: they share runs
+
 SENTENCES, LENGTH = 40, 200
 
 

@@ -13,6 +13,8 @@ from tests.system_tests import releases
 from tests.system_tests.launcher import Run, train
 from tests.system_tests.mixtral import tiny
 
+pytestmark = pytest.mark.xdist_group("patches")  # one worker: they share runs
+
 FIRST, LATER = 1e-6, 1e-4
 """Largest relative difference of the losses of the first iteration, and of any of the first ten."""
 
