@@ -6,8 +6,8 @@ Importing it imports neither torch nor Megatron: an implementation is imported w
 from ascend_patch.engine.patch import Patch
 from ascend_patch.features import (
     activation,
+    arguments,
     attention,
-    checkpoint,
     dispatcher,
     experts,
     inputs,
@@ -15,6 +15,7 @@ from ascend_patch.features import (
     norm,
     optimizer,
     platform,
+    recompute,
     rope,
     router,
     spec,
@@ -33,6 +34,7 @@ PATCHES: tuple[Patch, ...] = (
     *loss.PATCHES,
     *optimizer.PATCHES,
     *platform.PATCHES,
-    *checkpoint.PATCHES,
+    *recompute.PATCHES,
+    *arguments.PATCHES,
     *inputs.PATCHES,
 )

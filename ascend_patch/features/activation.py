@@ -4,6 +4,7 @@ from collections.abc import Callable
 from functools import partial, wraps
 
 from ascend_patch.engine.patch import Patch
+from ascend_patch.features.conditions import where_eager
 
 
 def weighted_bias_swiglu_impl(original: Callable) -> Callable:
@@ -42,6 +43,7 @@ _patch = partial(
     upstream=">=0.16.1,<0.20",
     reason="Upstream fuses SwiGLU with torch.compile, which needs a CUDA or Triton back end; eager it is 9 passes.",
     remove_when="torch.compile runs on npu and its kernel is as fast as npu_swiglu.",
+    when=where_eager,
 )
 
 PATCHES = (

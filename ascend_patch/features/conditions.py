@@ -19,6 +19,11 @@ def without_fused_optimizer(environment: Environment) -> str | None:
     return without_transformer_engine(environment)
 
 
+def where_eager(environment: Environment) -> str | None:
+    """Upstream's element-wise fusions are ``torch.compile``'s, which needs CUDA."""
+    return "upstream's compiled fusion does this on cuda" if environment.device == "cuda" else None
+
+
 def on_cpu(environment: Environment) -> str | None:
     """For what only the translation of ``torch.cuda`` to the host needs."""
     return None if environment.device == "cpu" else f"the device is {environment.device}, not cpu"

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from functools import wraps
 
 from ascend_patch.engine.patch import Patch
+from ascend_patch.features.conditions import without_transformer_engine
 
 
 def vocab_parallel_cross_entropy(original: Callable) -> Callable:
@@ -36,5 +37,6 @@ PATCHES = (
             "backward pass, of the largest activation there is."
         ),
         remove_when="--cross-entropy-loss-fusion needs neither TransformerEngine nor torch.compile upstream.",
+        when=without_transformer_engine,
     ),
 )

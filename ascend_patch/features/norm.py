@@ -1,6 +1,7 @@
 """Layer norms: what stands in for TransformerEngine's and Apex's."""
 
 from ascend_patch.engine.patch import Patch
+from ascend_patch.features.conditions import without_transformer_engine
 
 PATCHES = (
     Patch(
@@ -14,5 +15,6 @@ PATCHES = (
             "parameters in float32 whatever --bf16 says, and is not fused."
         ),
         remove_when="WrappedTorchNorm supports sequence parallelism and params_dtype, and torch fuses RMSNorm.",
+        when=without_transformer_engine,
     ),
 )

@@ -23,12 +23,6 @@ class DotProductAttention(UpstreamDotProductAttention):
     uses_mask = True
 
     def __init__(self, config, layer_number: int, *args, **kwargs) -> None:
-        if config.context_parallel_size > 1:
-            raise AscendPatchError(
-                f"--context-parallel-size {config.context_parallel_size} was given, but attention over a sequence that "
-                "is split between ranks is not implemented yet. Use 1; --tensor-model-parallel-size with "
-                "--sequence-parallel, and --recompute-granularity, also reduce the memory of long sequences."
-            )
         super().__init__(config, layer_number, *args, **kwargs)
         windowed = is_layer_window_attention(config.window_size, config.window_attn_skip_freq, layer_number)
         self.window = config.window_size if windowed else None
