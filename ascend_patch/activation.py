@@ -9,6 +9,7 @@
 """
 
 import atexit
+import multiprocessing
 import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -110,7 +111,8 @@ class Activation:
         device.install()
         engine.install()
         self.prepared = Prepared(megatron, device, engine)
-        if rank() == 0:
+        # A process that a rank spawns (to write a checkpoint, to load data) imports everything once more.
+        if rank() == 0 and multiprocessing.parent_process() is None:
             if not self.config.quiet:
                 self.hooks.after(_LAST, lambda module: self._announce())
             if self.config.report is not None:

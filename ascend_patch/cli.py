@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 
@@ -30,6 +31,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except AscendPatchError as error:
         print(f"ascend-patch: {error}", file=sys.stderr)
         return 2
+    except BrokenPipeError:  # `ascend-patch status | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains again when it flushes
+        return 0
 
 
 if __name__ == "__main__":
