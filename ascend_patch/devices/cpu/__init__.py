@@ -13,6 +13,7 @@ compilation        ``torch.compile``, ``torch.jit.script``
 profiling          ``torch.profiler``, NVTX markers
 process_groups     ``nccl`` to ``gloo``, device meshes
 collectives        uneven ``all_gather`` and ``reduce_scatter``, list ``all_to_all``
+one_rank           collectives in groups of one rank, without Gloo's copies
 allocator          large blocks are kept between steps (nothing of PyTorch)
 unsupported        CUDA graphs, memory pools and snapshots, sensors, the CUDA profiler
 =================  ===========================================================================================
@@ -27,6 +28,7 @@ from ascend_patch.devices.cpu import (
     compilation,
     data,
     memory,
+    one_rank,
     process_groups,
     profiling,
     runtime,
@@ -47,6 +49,7 @@ _TRANSLATIONS = (
     profiling,
     process_groups,
     collectives,
+    one_rank,
     unsupported,
 )
 

@@ -60,6 +60,11 @@ def _give(work: _Composite, async_op: bool) -> dist.Work | None:
     return None
 
 
+def completed(async_op: bool) -> dist.Work | None:
+    """What a collective returns that had nothing to wait for."""
+    return _give(_Composite([]), async_op)
+
+
 def _one_size(tensors: Sequence[torch.Tensor]) -> bool:
     return len({tensor.numel() for tensor in tensors}) <= 1
 
