@@ -14,6 +14,14 @@ def _accumulate(total_input, grad_output, main_grad) -> None:
     main_grad.add_(grad_output.t().mm(total_input))
 
 
+def local_multi_tensor_scale(chunk_size, noop_flag, tensor_lists, scale) -> None:
+    """Apex's ``multi_tensor_scale``: ``target = source * scale`` for the pairs of the two ``tensor_lists``."""
+    import torch
+
+    for source, target in zip(*tensor_lists, strict=True):
+        torch.mul(source, scale, out=target)
+
+
 #: What upstream calls of Apex's extension of that name, whatever the dtype of ``main_grad``.
 fused_weight_gradient_mlp_cuda = SimpleNamespace(wgrad_gemm_accum_fp32=_accumulate, wgrad_gemm_accum_fp16=_accumulate)
 
@@ -51,4 +59,18 @@ PATCHES = (
     _adam(target=f"{_OPTIMIZER}.distrib_optimizer:USING_APEX_OPTIMIZER", impl=f"{_HERE}:TRUE"),
     _fusion(target=f"{_LAYERS}:fused_weight_gradient_mlp_cuda", impl=f"{_HERE}:fused_weight_gradient_mlp_cuda"),
     _fusion(target=f"{_LAYERS}:_grad_accum_fusion_available", impl=f"{_HERE}:TRUE"),
+    Patch(
+        id="optimizer.multi_tensor_scale",
+        target="megatron.core.utils:local_multi_tensor_scale",
+        impl=f"{_HERE}:local_multi_tensor_scale",
+        mode="replace",
+        upstream=">=0.16.1,<0.20",
+        reason=(
+            "Gradient clipping scales into a new tensor and copies that back: float32 memory of the largest "
+            "parameter, and three passes instead of one."
+        ),
+        remove_when="upstream scales in place where Apex and TransformerEngine are missing.",
+        when=without_fused_optimizer,
+        consumers=("megatron.core.optimizer.clip_grads:clip_grad_by_total_norm_fp32",),
+    ),
 )

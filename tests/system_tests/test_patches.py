@@ -59,6 +59,7 @@ ROWS = (
     Row(("moe.grouped_gemm",), trained=True, why="upstream draws the initial weights expert by expert"),
     Row(("loss.cross_entropy",)),
     Row(("optimizer.adam",)),
+    Row(("optimizer.multi_tensor_scale",)),
     Row(
         ("optimizer.gradient_accumulation_fusion",),
         without={"no_gradient_accumulation_fusion": True},
