@@ -43,7 +43,8 @@ def select(device: str, choices: Mapping[str, str] | None = None) -> dict[str, s
 
     Args:
         device: ``"cpu"``, ``"cuda"`` or ``"npu"``; decides for the operators that ``choices`` does not name.
-            A preferred variant that cannot be loaded is passed over for the next one, with one log line.
+            A preferred variant that does not exist is passed over for the next one, and one line for all such
+            operators is logged; one that exists and cannot be loaded is passed over with a warning.
         choices: variant by operator, for example ``{"grouped_gemm": "reference"}``. A variant named here is
             used or the call fails.
 
@@ -64,11 +65,14 @@ def select(device: str, choices: Mapping[str, str] | None = None) -> dict[str, s
             raise ValueError(_unknown(f"variant of {operator}", variant, VARIANTS))
 
     chosen: dict[str, ModuleType] = {}
+    missing: dict[str, list[str]] = {}
     for operator in OPERATORS:
         if operator in choices:
             chosen[operator] = _load_named(operator, choices[operator])
         else:
-            chosen[operator] = _load_preferred(operator, _PREFERENCES[device])
+            chosen[operator] = _load_preferred(operator, _PREFERENCES[device], missing)
+    for variant, operators in missing.items():
+        logger.info("no %s variant, so that the next one runs: %s", variant, ", ".join(operators))
     _selected.clear()
     _selected.update(chosen)
     return selected()
@@ -101,13 +105,17 @@ def _load_named(operator: str, variant: str) -> ModuleType:
         ) from error
 
 
-def _load_preferred(operator: str, preferences: tuple[str, ...]) -> ModuleType:
+def _load_preferred(operator: str, preferences: tuple[str, ...], missing: dict[str, list[str]]) -> ModuleType:
+    """The first of ``preferences`` that loads; variants that do not exist are noted in ``missing``."""
     *preferred, last = preferences
     for variant in preferred:
+        if variant not in _existing(operator):
+            missing.setdefault(variant, []).append(operator)
+            continue
         try:
             return _load(operator, variant)
         except ImportError as error:
-            logger.warning("operator %s: no %s variant (%s), trying the next one", operator, variant, error)
+            logger.warning("operator %s: its %s variant cannot be loaded (%s)", operator, variant, error)
     return _load(operator, last)
 
 

@@ -81,14 +81,40 @@ def test_a_named_variant_that_cannot_be_loaded_raises_and_changes_nothing(monkey
     assert registry.selected()["adam"] == "reference"
 
 
-def test_automatic_fallback_is_logged_once_per_operator(monkeypatch, caplog):
-    without(monkeypatch, {f"ascend_patch.ops.{operator}.npu" for operator in registry.OPERATORS})
-    with caplog.at_level(logging.WARNING, logger=registry.__name__):
+def existing(monkeypatch, variants):
+    """Let only ``variants`` (by operator) exist beside ``reference`` and ``torch``."""
+    monkeypatch.setattr(registry, "_existing", lambda operator: ["reference", "torch", *variants.get(operator, ())])
+
+
+def test_operators_without_the_preferred_variant_are_named_in_one_line(monkeypatch, caplog):
+    existing(monkeypatch, {})
+    with caplog.at_level(logging.INFO, logger=registry.__name__):
         assert registry.select("npu") == dict.fromkeys(registry.OPERATORS, "torch")
         for operator in registry.OPERATORS:
             registry.implementation(operator)
-    assert len(caplog.records) == len(registry.OPERATORS)
-    assert "operator adam: no npu variant (ascend_patch.ops.adam.npu needs a library" in caplog.text
+    (record,) = caplog.records
+    assert record.levelno == logging.INFO
+    assert record.getMessage() == f"no npu variant, so that the next one runs: {', '.join(registry.OPERATORS)}"
+
+
+def test_operators_that_are_named_or_have_the_variant_are_not_in_that_line(monkeypatch, caplog):
+    existing(monkeypatch, {"swiglu": ["npu"]})
+    load = importlib.import_module
+    monkeypatch.setattr(registry.importlib, "import_module", lambda name: load(name.replace(".npu", ".reference")))
+    with caplog.at_level(logging.INFO, logger=registry.__name__):
+        registry.select("npu", {"adam": "reference"})
+    (record,) = caplog.records
+    names = record.getMessage().partition(": ")[2].split(", ")
+    assert names == [operator for operator in registry.OPERATORS if operator not in ("adam", "swiglu")]
+
+
+def test_a_variant_that_exists_and_cannot_be_loaded_is_a_warning(monkeypatch, caplog):
+    existing(monkeypatch, {"adam": ["npu"]})
+    without(monkeypatch, {"ascend_patch.ops.adam.npu"})
+    with caplog.at_level(logging.WARNING, logger=registry.__name__):
+        assert registry.select("npu")["adam"] == "torch"
+    (record,) = caplog.records
+    assert "operator adam: its npu variant cannot be loaded (ascend_patch.ops.adam.npu needs" in record.getMessage()
 
 
 @pytest.mark.parametrize("operator", registry.OPERATORS)
