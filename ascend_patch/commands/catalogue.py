@@ -37,6 +37,13 @@ def condition(patch: Patch) -> str:
     return text.splitlines()[0] if text else patch.when.__name__
 
 
+def applies(patch: Patch) -> str:
+    """Where the patch applies, and the reason: conditions are named so ("on_cpu", "without_transformer_engine")."""
+    if patch.when is always:
+        return "always"
+    return f"{patch.when.__name__.replace('_', ' ')}. {condition(patch)}"
+
+
 def recorded_in(patch: Patch, contract: Contract) -> list[str]:
     """Recorded releases inside the patch's range that have its target."""
     return [

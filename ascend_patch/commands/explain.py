@@ -6,7 +6,7 @@ import argparse
 from typing import Any
 
 from ascend_patch.commands import megatron
-from ascend_patch.commands.catalogue import condition, recorded_in
+from ascend_patch.commands.catalogue import applies, recorded_in
 from ascend_patch.commands.local import environment
 from ascend_patch.commands.megatron import Megatron
 from ascend_patch.commands.output import print_json
@@ -64,7 +64,7 @@ def _explain(patch: Patch, contract: Contract, place: Megatron | None) -> dict[s
         "reason": patch.reason,
         "remove_when": patch.remove_when,
         "megatron": patch.upstream,
-        "when": condition(patch),
+        "applies": applies(patch),
         "relies_on": list(patch.consumers),
         "recorded_for": recorded_in(patch, contract),
         "here": here,

@@ -103,6 +103,7 @@ def _table(rows: list[dict[str, Any]], with_run: bool) -> tuple[list[str], list[
     for row in rows:
         runs = row["run"] or []
         recorded = ", ".join(dict.fromkeys(entry["status"] for entry in runs)) or "not recorded"
-        detail = "; ".join(text for text in (row["detail"], *(entry["detail"] for entry in runs)) if text)
+        details = dict.fromkeys((row["detail"], *(entry["detail"] for entry in runs)))  # a reason to skip is in both
+        detail = "; ".join(text for text in details if text)
         table.append([row["id"], row["target"], row["state"], *([recorded] if with_run else []), detail])
     return header, table

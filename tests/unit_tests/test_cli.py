@@ -105,6 +105,17 @@ def test_status_with_what_a_run_recorded(capsys, tmp_path):
     assert status == 1 and "the reason" in out and "not recorded" in out
 
 
+def test_a_reason_to_skip_is_told_once(capsys, tmp_path):
+    """Here and in the run it is the same reason."""
+    skipped = next(patch for patch in PATCHES if not patch.supports(INSTALLED.version))
+    reason = f"not for Megatron-LM {INSTALLED.version} ({skipped.upstream})"
+    outcomes = [Outcome(skipped.id, skipped.target, "skipped", reason)]
+    write_json(tmp_path / "run.json", outcomes, version="0", device="cpu", upstream=INSTALLED.version)
+    _, out, _ = run(capsys, "status", "--report", str(tmp_path / "run.json"))
+    (line,) = (line for line in out.splitlines() if line.startswith(f"{skipped.id} ") and "not recorded" not in line)
+    assert line.count(reason) == 1
+
+
 def test_status_on_a_drifted_megatron(capsys, drifted):
     edit(
         drifted,
@@ -131,6 +142,21 @@ def test_explain(capsys, patch_id):
     assert all(row["recorded_for"] for row in data["patches"]), "a patch that no recorded release vouches for"
     _, out, _ = run(capsys, "explain", patch_id)
     assert rows[0].reason in out and f"ASCEND_PATCH_DISABLE={patch_id}" in out
+
+
+@pytest.mark.parametrize(
+    ("patch_id", "beginning"),
+    [
+        ("data.compile_helpers", "always"),
+        ("moe.router_topk", "without transformer engine. "),
+        ("arguments.cpu", "on cpu. "),
+    ],
+)
+def test_explain_says_where_a_patch_applies(capsys, patch_id, beginning):
+    _, data = read(capsys, "explain", patch_id)
+    assert all(row["applies"].startswith(beginning) for row in data["patches"])
+    _, out, _ = run(capsys, "explain", patch_id)
+    assert f"\n  applies        {beginning}" in out
 
 
 def test_explain_unknown_id(capsys):
