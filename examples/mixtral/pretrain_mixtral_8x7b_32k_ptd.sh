@@ -1,5 +1,9 @@
 #!/usr/bin/env bash
 # Mixtral 8x7B on its full context of 32768 tokens. Four nodes of 8 devices: TP8 CP4, the experts over EP4.
+#
+# Without TransformerEngine the default CP=4 is refused until ascend_patch has context parallelism. What works today, given
+# enough memory, is CP=1 with TP8 and recomputation:
+#   CP=1 bash pretrain_mixtral_8x7b_32k_ptd.sh --recompute-granularity full --recompute-method uniform --recompute-num-layers 1
 MODEL_NAME=Mixtral-8x7B
 CKPT_SAVE_DIR=${CKPT_SAVE_DIR:-./ckpt/Mixtral-8x7B-32k}
 NNODES=${NNODES:-4}
