@@ -55,10 +55,14 @@ TP2_PP2_EP2 = TP2_SP | PP2 | EP2
 
 
 def tiny(**changes: object) -> list[str]:
-    """Command line of the tiny Mixtral; ``flag=False`` leaves a flag out, ``flag=value`` sets or adds it."""
+    """Command line of the tiny Mixtral; ``flag=False`` leaves a flag out, ``flag=value`` sets or adds it.
+
+    A tuple gives several values to one flag.
+    """
     line = []
     for name, value in {**TINY, **changes}.items():
         if value is not False:
             line.append("--" + name.replace("_", "-"))
-            line += [] if value is True else [str(value)]
+            values = value if isinstance(value, tuple) else (value,)
+            line += [] if value is True else [str(one) for one in values]
     return line
