@@ -59,10 +59,10 @@ def _section(name: str, rows: list[Patch], contract: Contract) -> str:
         cells = []
         for patch in group:
             cells.append(
-                [f"`{patch.target}`", patch.mode, f"`{patch.impl}`", patch.upstream, condition(patch)]
+                [f"`{patch.target}`", patch.mode, f"`{patch.impl}`", patch.upstream, applies(patch)]
                 + [", ".join(recorded_in(patch, contract)), ", ".join(f"`{one}`" for one in patch.consumers)]
             )
-        header = ["target", "mode", "implementation", "Megatron-LM", "when", "recorded for", "relies also on"]
+        header = ["target", "mode", "implementation", "Megatron-LM", "applies", "recorded for", "relies also on"]
         lines += [f"Why: {reason[0]}\n", f"Remove when: {reason[1]}\n", markdown_table(header, cells)]
     return "\n".join(lines)
 
