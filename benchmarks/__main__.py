@@ -24,6 +24,7 @@ def main() -> None:
             for name in ("ascend-patch", "megatron-core", "transformers", "torch")
         },
         "threads": options.threads,
+        "same_malloc": options.same_malloc,
         "load_average": os.getloadavg()[0],
     }
     print(
@@ -32,14 +33,11 @@ def main() -> None:
         f"{', '.join(f'{name} {value}' for name, value in machine.items())}\n",
         flush=True,
     )
+    plan = training.Plan(options.rounds, options.steps, options.warm_up, options.threads, options.same_malloc)
     comparisons, cost = [], None
     try:
         for dtype in options.dtype or DTYPES:
-            comparisons.append(
-                training.measure(
-                    dtype, options.rounds, options.warm_up, options.steps, options.threads, folder, _progress
-                )
-            )
+            comparisons.append(training.measure(dtype, plan, folder, _progress))
             print(report.training_table(comparisons[-1]) + "\n", flush=True)
         if options.import_pairs:
             cost = activation.measure(options.import_pairs, _progress)
@@ -59,7 +57,10 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--rounds", type=_positive, default=10, help="turns of each contestant")
     parser.add_argument("--steps", type=_positive, default=2, help="training steps in a turn")
     parser.add_argument(
-        "--warm-up", type=_positive, default=3, help="steps before the first round, not counted"
+        "--warm-up", type=_positive, default=12, help="steps before the first round, not counted"
+    )
+    parser.add_argument(
+        "--same-malloc", action="store_true", help="a and c get the settings of malloc that b has"
     )
     parser.add_argument(
         "--threads", type=_positive, default=len(os.sched_getaffinity(0)), help="of each process"

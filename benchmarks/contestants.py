@@ -30,16 +30,27 @@ class Contestant:
     environment: Mapping[str, str]
 
 
-def contestants(dtype: str) -> tuple[Contestant, ...]:
-    """All of them in the order of their turns, for ``"bf16"`` or ``"fp32"``."""
+def contestants(dtype: str, same_malloc: bool = False) -> tuple[Contestant, ...]:
+    """All of them in the order of their turns.
+
+    Args:
+        dtype: "bf16" or "fp32".
+        same_malloc: let malloc keep memory between steps for all, as ascend_patch does on the cpu device. What is
+            then left of the ratios is owed to the operators.
+    """
     stock = {"ASCEND_PATCH_DISABLE": ",".join(sorted({patch.id for patch in PATCHES} - NEEDED_TO_START))}
+    stock_flags = (*_flags(dtype), *_STOCK_FLAGS, *(() if same_malloc else ("--glibc-malloc",)))
+    dtype_flag = ("--dtype", dtype)
     return (
-        _megatron("a", "Megatron-LM, device translation only", (*_flags(dtype), *_STOCK_FLAGS), stock),
+        _megatron("a", "Megatron-LM, device translation only", stock_flags, stock),
         _megatron("b", "Megatron-LM, everything on", (*_flags(dtype), *_GPU_FLAGS), {}),
         Contestant(
-            "c", "transformers, AdamW", ("-m", "benchmarks.workers.hugging_face", "--dtype", dtype), {}
+            "c",
+            "transformers, AdamW",
+            ("-m", "benchmarks.workers.hugging_face", *dtype_flag),
+            _KEEP_LARGE_BLOCKS if same_malloc else {},
         ),
-        Contestant("d", "matrix product", ("-m", "benchmarks.workers.gemm", "--dtype", dtype), {}),
+        Contestant("d", "matrix product", ("-m", "benchmarks.workers.gemm", *dtype_flag), {}),
     )
 
 
@@ -65,6 +76,13 @@ def _megatron(key: str, title: str, flags: tuple[str, ...], variables: Mapping[s
         key, title, ("-m", "benchmarks.workers.megatron", *flags), {**single_process, **variables}
     )
 
+
+#: :mod:`ascend_patch.devices.cpu.allocator` for a process that does not load it; mallopt(3).
+_KEEP_LARGE_BLOCKS = {
+    "MALLOC_MMAP_MAX_": "0",
+    "MALLOC_TRIM_THRESHOLD_": str(2**31 - 1),
+    "MALLOC_ARENA_MAX": "1",
+}
 
 #: What stock upstream needs without TransformerEngine and Apex, and has instead of what it cannot do.
 _STOCK_FLAGS = (

@@ -25,9 +25,9 @@ class Sample:
         """Summarise ``values``, at least one."""
         if not values:
             raise ValueError("There is nothing to summarise: no measurement was taken.")
-        low, _, high = (
-            statistics.quantiles(values, n=4, method="inclusive") if len(values) > 1 else values * 3
-        )
+        low = high = values[0]
+        if len(values) > 1:
+            low, _, high = statistics.quantiles(values, n=4, method="inclusive")
         return cls(statistics.median(values), low, high, len(values))
 
     @property

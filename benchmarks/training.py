@@ -44,44 +44,52 @@ class Comparison:
     flops_per_second: Sample
 
 
-def measure(
-    dtype: str,
-    rounds: int,
-    warm_up: int,
-    steps: int,
-    threads: int,
-    folder: Path,
-    progress: Callable[[str], None],
-) -> Comparison:
+@dataclass(frozen=True)
+class Plan:
+    """How much is measured, and on what terms.
+
+    Attributes:
+        rounds: turns of each contestant.
+        steps: training steps in a turn.
+        warm_up: steps before the first round, not counted. The memory of a process takes about ten to settle.
+        threads: of each process.
+        same_malloc: as in :func:`benchmarks.contestants.contestants`.
+    """
+
+    rounds: int
+    steps: int
+    warm_up: int
+    threads: int
+    same_malloc: bool
+
+
+def measure(dtype: str, plan: Plan, folder: Path, progress: Callable[[str], None]) -> Comparison:
     """Start every contestant, let them take turns, and compare.
 
     Args:
         dtype: "bf16" or "fp32".
-        rounds: turns of each contestant.
-        warm_up: steps before the first round, not counted.
-        steps: steps in a turn.
-        threads: of each process.
+        plan: how much of it.
         folder: gets a log file for each contestant.
         progress: called with a line now and then.
 
     Raises:
         WorkerError: a contestant failed, or two do not train models of the same size.
     """
-    entrants = contestants(dtype)
+    entrants = contestants(dtype, plan.same_malloc)
     answers: dict[str, list[dict[str, Any]]] = {entrant.key: [] for entrant in entrants}
     with ExitStack() as stack:
         workers = {}
         for entrant in entrants:
             log = folder / f"{dtype}-{entrant.key}.log"
             workers[entrant.key] = stack.enter_context(
-                Worker(entrant.command, environment(entrant, threads), log)
+                Worker(entrant.command, environment(entrant, plan.threads), log)
             )
-            workers[entrant.key].run(warm_up)
+            workers[entrant.key].run(1 if entrant.key == LIMIT else plan.warm_up)
             progress(f"{dtype}: {entrant.key} is warm ({entrant.title})")
-        for turn in range(rounds):
+        for turn in range(plan.rounds):
             for key, worker in workers.items():
-                answers[key].append(worker.run(1 if key == LIMIT else steps))
-            progress(f"{dtype}: round {turn + 1} of {rounds}")
+                answers[key].append(worker.run(1 if key == LIMIT else plan.steps))
+            progress(f"{dtype}: round {turn + 1} of {plan.rounds}")
     return compare(dtype, {entrant.key: entrant.title for entrant in entrants}, answers)
 
 

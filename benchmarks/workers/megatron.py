@@ -1,21 +1,31 @@
 """Upstream's training loop, from the installed ``megatron-core`` wheel; arguments are upstream's own.
 
-Which patches are applied is said in the environment (``ASCEND_PATCH_DISABLE``), as for any user.
+Which patches are applied is said in the environment (``ASCEND_PATCH_DISABLE``), as for any user. One argument
+is not upstream's: ``--glibc-malloc`` takes back what the cpu device tells the allocator, which stock upstream
+would not have.
 """
 
+import sys
+
 from ascend_patch.activation import activate
+from ascend_patch.devices.cpu import allocator
 from benchmarks.gate import Gate
 
-LAST_STEP = 10**6  # the benchmark decides when it is enough
+_GLIBC_MALLOC = "--glibc-malloc"
 
 
 def main() -> None:
     """Train until the gate closes."""
     gate = Gate.on_standard_streams()
+    glibc_malloc = _GLIBC_MALLOC in sys.argv
+    sys.argv = [argument for argument in sys.argv if argument != _GLIBC_MALLOC]
     activate()
     from ascend_patch import pretrain_gpt
     from ascend_patch.compat.training import pretrain
     from benchmarks.workload import RandomTokens
+
+    if glibc_malloc:
+        allocator.restore()
 
     last: dict[str, object] = {}
 
@@ -29,7 +39,6 @@ def main() -> None:
     def datasets_provider(num_samples, vp_stage=None):
         return RandomTokens(num_samples[0]), None, None
 
-    datasets_provider.is_distributed = True
     pretrain(datasets_provider, pretrain_gpt.model_provider, forward_step, pretrain_gpt.check_arguments)
 
 

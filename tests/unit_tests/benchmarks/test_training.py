@@ -83,6 +83,15 @@ def test_stock_upstream_has_every_patch_off_that_it_can_start_without() -> None:
     assert variables["HOME"] == "/" and "ASCEND_PATCH_OPS" not in variables
 
 
+def test_settings_of_malloc_are_part_of_what_is_measured_unless_all_get_them() -> None:
+    stock, patched, other, _ = contestants("bf16")
+    assert "--glibc-malloc" in stock.command and "--glibc-malloc" not in patched.command
+    assert not other.environment
+    stock, _, other, _ = contestants("bf16", same_malloc=True)
+    assert "--glibc-malloc" not in stock.command
+    assert set(other.environment) == {"MALLOC_MMAP_MAX_", "MALLOC_TRIM_THRESHOLD_", "MALLOC_ARENA_MAX"}
+
+
 def test_dtype_is_the_only_difference_between_the_benchmarks() -> None:
     bf16, fp32 = (contestants(dtype)[1].command for dtype in ("bf16", "fp32"))
     assert tuple(word for word in bf16 if word != "--bf16") == fp32
