@@ -14,4 +14,5 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "checkout" in metafunc.fixturenames:
         paths = metafunc.config.getoption("--megatron-path")
-        metafunc.parametrize("checkout", paths or [None], ids=[path.name for path in paths] or ["none given"])
+        ids = [path.name for path in paths] or ["none given"]
+        metafunc.parametrize("checkout", paths or [None], ids=ids, scope="module")
