@@ -112,8 +112,10 @@ def test_dataset_half_written(dataset: Path) -> None:
 
 
 def test_tokenizer_folder_without_a_model(tmp_path: Path) -> None:
+    """Both ranks fail alike; one of them says so."""
     (tmp_path / "README.md").write_text("no model\n")
-    ended = train(tiny(tokenizer_type="HuggingFaceTokenizer", tokenizer_model=tmp_path, vocab_size=False))
+    flags = {"tokenizer_type": "HuggingFaceTokenizer", "tokenizer_model": tmp_path, "vocab_size": False}
+    ended = train(tiny(**flags), processes=2)
     complaint(ended, "HuggingFaceTokenizer", f"{tmp_path} (a folder with README.md)", "tokenizer.model")
 
 
