@@ -1,5 +1,7 @@
 """The memory figures are measured, not invented."""
 
+import mmap
+
 import psutil
 import pytest
 import torch
@@ -10,22 +12,29 @@ MIB = 1 << 20
 pytestmark = pytest.mark.usefixtures("cpu_device")
 
 
+def _resident(size: int) -> mmap.mmap:
+    """Memory that goes back to the kernel when it is closed; malloc is told to keep what it has (allocator.py)."""
+    block = mmap.mmap(-1, size)
+    for page in range(0, size, mmap.PAGESIZE):
+        block[page] = 1
+    return block
+
+
 def test_allocated_follows_the_process():
     before = torch.cuda.memory_allocated()
     assert before == pytest.approx(psutil.Process().memory_info().rss, abs=16 * MIB)
-    block = torch.ones(64 * MIB // 4)
+    block = _resident(64 * MIB)
     during = torch.cuda.memory_allocated()
     assert during - before == pytest.approx(64 * MIB, abs=16 * MIB)
     assert torch.cuda.memory_reserved() == pytest.approx(during, abs=16 * MIB)
-    del block
+    block.close()
     assert torch.cuda.memory_allocated() == pytest.approx(before, abs=16 * MIB)
 
 
 def test_peak_outlives_the_tensor_and_can_be_reset():
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
-    block = torch.ones(96 * MIB // 4)
-    del block
+    _resident(96 * MIB).close()
     assert torch.cuda.max_memory_allocated() - before >= 80 * MIB
     if not memory.reset_peak():
         pytest.skip("this kernel does not let a process reset its high-water mark")
