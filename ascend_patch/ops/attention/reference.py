@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from ascend_patch.ops.attention.masks import visible_keys
-from ascend_patch.ops.attention.packed import attention_by_sequence
+from ascend_patch.ops.attention.packed import by_sequence
 from ascend_patch.ops.numerics import accumulation_dtype
 
 
@@ -36,28 +36,4 @@ def attention(
     return torch.einsum("bnqk,kbnh->qbnh", probs, wide_value).flatten(2).to(query.dtype)
 
 
-def attention_thd(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    cu_seqlens_q: Tensor,
-    cu_seqlens_kv: Tensor,
-    *,
-    scale: float,
-    causal: bool,
-    window: tuple[int, int] | None = None,
-    dropout_p: float = 0.0,
-) -> Tensor:
-    """See :func:`ascend_patch.ops.attention.attention_thd`."""
-    return attention_by_sequence(
-        attention,
-        query,
-        key,
-        value,
-        cu_seqlens_q,
-        cu_seqlens_kv,
-        scale=scale,
-        causal=causal,
-        window=window,
-        dropout_p=dropout_p,
-    )
+attention_thd = by_sequence(attention)

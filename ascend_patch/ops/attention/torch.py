@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ascend_patch.ops.attention.blockwise import blockwise_attention
 from ascend_patch.ops.attention.masks import visible_keys
-from ascend_patch.ops.attention.packed import attention_by_sequence
+from ascend_patch.ops.attention.packed import by_sequence
 
 
 def attention(
@@ -46,28 +46,4 @@ def attention(
     return output.permute(2, 0, 1, 3).flatten(2)
 
 
-def attention_thd(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    cu_seqlens_q: Tensor,
-    cu_seqlens_kv: Tensor,
-    *,
-    scale: float,
-    causal: bool,
-    window: tuple[int, int] | None = None,
-    dropout_p: float = 0.0,
-) -> Tensor:
-    """See :func:`ascend_patch.ops.attention.attention_thd`."""
-    return attention_by_sequence(
-        attention,
-        query,
-        key,
-        value,
-        cu_seqlens_q,
-        cu_seqlens_kv,
-        scale=scale,
-        causal=causal,
-        window=window,
-        dropout_p=dropout_p,
-    )
+attention_thd = by_sequence(attention)
