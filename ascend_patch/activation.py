@@ -124,7 +124,10 @@ class Activation:
 
     def _record(self) -> None:
         if self.prepared is not None and self.config.report is not None:
-            write_json(self.config.report, self.prepared.engine.outcomes(), **self.prepared.facts())
+            from ascend_patch.ops import registry
+
+            outcomes = self.prepared.engine.outcomes()
+            write_json(self.config.report, outcomes, operators=registry.report(), **self.prepared.facts())
 
 
 def activate(config: Config | None = None) -> Activation:

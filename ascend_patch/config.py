@@ -35,7 +35,9 @@ class Config:
         "ASCEND_PATCH_OPS", "variants to force, e.g. grouped_gemm=reference,attention=torch", default_factory=dict
     )
     report: Path | None = _variable(
-        "ASCEND_PATCH_REPORT", "file for the JSON report of what was patched, written by rank 0", default=None
+        "ASCEND_PATCH_REPORT",
+        "file for the JSON report of what was patched and which operators ran, written by rank 0",
+        default=None,
     )
     quiet: bool = _variable("ASCEND_PATCH_QUIET", "1: no line on standard error at start", default=False)
 

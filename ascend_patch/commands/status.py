@@ -41,18 +41,23 @@ def run(arguments: argparse.Namespace) -> int:
     check_ids(disabled, PATCHES)
     contract = Contract.load()
     rows = [expectation(patch, where, place, contract, disabled) for patch in PATCHES]
-    recorded = _recorded(arguments.report)
+    report = read_json(arguments.report) if arguments.report else {"patches": [], "operators": {}}
+    recorded, operators = _recorded(report, arguments.report), _operators(report, arguments.report)
     for row in rows:
         row["run"] = recorded.get((row["id"], row["target"]), []) if arguments.report else None
     if arguments.json:
         about = {"ascend_patch": __version__, "device": where.device, "megatron": place.version}
-        print_json(about | {"origin": place.origin, "patches": rows})
+        ran = {"operators": report["operators"]} if arguments.report else {}
+        print_json(about | {"origin": place.origin, "patches": rows} | ran)
     else:
         print(
             f"ascend_patch {__version__} · device {where.device} · "
             f"Megatron-LM {place.version} ({place.origin})"
         )
         print_table(*_table(rows, arguments.report is not None))
+        if operators:
+            print()
+            print_table(["operator", "chosen", "calls in the run", "detail"], operators)
     failed = any(entry["status"] == "failed" for entries in recorded.values() for entry in entries)
     return int(failed or any(row["state"] == "fails" for row in rows))
 
@@ -82,19 +87,39 @@ def expectation(
     return row | {"state": "fails" if found.stops_a_run else "applies", "detail": detail}
 
 
-def _recorded(report: Path | None) -> dict[tuple[str, str], list[dict[str, str]]]:
+def _recorded(report: dict[str, Any], path: Path | None) -> dict[tuple[str, str], list[dict[str, str]]]:
     """Entries of the report by id and target: rows with disjoint version ranges share both."""
-    if report is None:
-        return {}
     found: dict[tuple[str, str], list[dict[str, str]]] = {}
     try:
-        for entry in read_json(report)["patches"]:
+        for entry in report["patches"]:
             found.setdefault((entry["id"], entry["target"]), []).append(entry)
     except (KeyError, TypeError) as error:
-        raise AscendPatchError(
-            f"{report} is not a report of ascend_patch: {error!r} is missing in it."
-        ) from error
+        raise _not_a_report(path, error) from error
     return found
+
+
+def _operators(report: dict[str, Any], path: Path | None) -> list[list[str]]:
+    """A row an operator: its variant, its calls as "permute 8 npu, 1 torch; unpermute 9 npu", why others took some."""
+    try:
+        return [
+            [
+                operator,
+                found["variant"],
+                "; ".join(
+                    f"{function} " + ", ".join(f"{count:,} {variant}" for variant, count in by_variant.items())
+                    for function, by_variant in found["calls"].items()
+                )
+                or "none",
+                "; ".join(f"{count:,} unsupported: {reason}" for reason, count in found["unsupported"].items()),
+            ]
+            for operator, found in report["operators"].items()
+        ]
+    except (KeyError, TypeError, AttributeError) as error:
+        raise _not_a_report(path, error) from error
+
+
+def _not_a_report(path: Path | None, error: Exception) -> AscendPatchError:
+    return AscendPatchError(f"{path} is not a report of ascend_patch: {error!r} is missing in it.")
 
 
 def _table(rows: list[dict[str, Any]], with_run: bool) -> tuple[list[str], list[list[str]]]:

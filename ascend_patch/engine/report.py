@@ -1,11 +1,11 @@
-"""What happened to the patches, as JSON for tools, a table for people and one line for the log."""
+"""What happened to the patches and which operators ran, as JSON for tools, a table for people and one line for the log."""
 
 from __future__ import annotations
 
 import json
 import os
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from typing import Any
 from ascend_patch.engine.errors import AscendPatchError
 from ascend_patch.engine.patch import Outcome
 
-SCHEMA = 1
+SCHEMA = 2
 
 
 def summary_line(outcomes: Iterable[Outcome], *, version: str, device: str, upstream: str) -> str:
@@ -28,8 +28,14 @@ def summary_line(outcomes: Iterable[Outcome], *, version: str, device: str, upst
     return f"ascend_patch {version} · device {device} · Megatron-LM {upstream} · {text}"
 
 
-def to_json(outcomes: Iterable[Outcome], *, version: str, device: str, upstream: str) -> dict[str, Any]:
-    """The record of a run: `schema`, `ascend_patch`, `device`, `megatron`, `counts` and `patches`."""
+def to_json(
+    outcomes: Iterable[Outcome], *, operators: Mapping[str, Any], version: str, device: str, upstream: str
+) -> dict[str, Any]:
+    """The record of a run: `schema`, `ascend_patch`, `device`, `megatron`, `counts`, `patches` and `operators`.
+
+    `operators` is passed on as it is: by operator, its `variant`, its `calls` by function and variant, and the
+    `unsupported` calls that the variant left to another, by reason.
+    """
     rows = [asdict(outcome) for outcome in outcomes]
     counts = Counter(row["status"] for row in rows)
     return {
@@ -39,12 +45,21 @@ def to_json(outcomes: Iterable[Outcome], *, version: str, device: str, upstream:
         "megatron": upstream,
         "counts": {status: counts[status] for status in ("applied", "skipped", "pending", "failed")},
         "patches": rows,
+        "operators": dict(operators),
     }
 
 
-def write_json(path: Path, outcomes: Iterable[Outcome], *, version: str, device: str, upstream: str) -> None:
+def write_json(
+    path: Path,
+    outcomes: Iterable[Outcome],
+    *,
+    operators: Mapping[str, Any],
+    version: str,
+    device: str,
+    upstream: str,
+) -> None:
     """Write `to_json` to `path`, the whole file or nothing. Missing folders are made."""
-    data = to_json(outcomes, version=version, device=device, upstream=upstream)
+    data = to_json(outcomes, operators=operators, version=version, device=device, upstream=upstream)
     write_text(Path(path), json.dumps(data, indent=2, ensure_ascii=False) + "\n")
 
 

@@ -4,6 +4,10 @@ A variant is the module ``ascend_patch.ops.<operator>.<variant>``; it defines th
 package under the same names and signatures. It is imported when it is chosen, so that a process never loads
 what it does not use. Before :func:`select` every operator runs its ``torch`` variant.
 
+A variant that cannot take a call (a head size, a dtype) raises :class:`Unsupported` before it does anything.
+The ``torch`` variant then takes that call, unless the other one was asked for by name. :func:`run` counts the
+calls by the variant that took them; :func:`report` is what the record of a run says about operators.
+
 Importing a variant called ``torch`` binds that name in the operator's package. The packages' ``__init__.py``
 therefore say ``from torch import Tensor`` and never use a global called ``torch``.
 """
@@ -12,8 +16,12 @@ import difflib
 import importlib
 import importlib.util
 import logging
+from collections import Counter
 from collections.abc import Mapping
 from types import ModuleType
+from typing import Any
+
+from ascend_patch.engine.errors import AscendPatchError
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +43,24 @@ VARIANTS = ("reference", "torch", "npu")
 
 _PREFERENCES = {"cpu": ("torch",), "cuda": ("torch",), "npu": ("npu", "torch")}
 
+_PORTABLE = "torch"
+"""The variant that takes every call."""
+
 _selected: dict[str, ModuleType] = {}
+_named: set[str] = set()
+_calls: Counter[tuple[str, str, str]] = Counter()
+"""Calls by operator, function and variant."""
+_refused: Counter[tuple[str, str]] = Counter()
+"""Calls by operator and the reason for which the chosen variant left them to the portable one."""
+
+
+class Unsupported(Exception):
+    """Raised by a variant, before it does anything, to leave a call to the portable variant.
+
+    Args:
+        reason: what was found and what is allowed, in one clause: "head size 320; npu_fusion_attention takes up
+            to 256". It is logged once for each operator, so it names nothing that changes from call to call.
+    """
 
 
 def select(device: str, choices: Mapping[str, str] | None = None) -> dict[str, str]:
@@ -47,6 +72,8 @@ def select(device: str, choices: Mapping[str, str] | None = None) -> dict[str, s
             operators is logged; one that exists and cannot be loaded is passed over with a warning.
         choices: variant by operator, for example ``{"grouped_gemm": "reference"}``. A variant named here is
             used or the call fails.
+
+    Counts start at zero again.
 
     Returns:
         The variant chosen for each operator, as :func:`selected` would.
@@ -75,6 +102,10 @@ def select(device: str, choices: Mapping[str, str] | None = None) -> dict[str, s
         logger.info("no %s variant, so that the next one runs: %s", variant, ", ".join(operators))
     _selected.clear()
     _selected.update(chosen)
+    _named.clear()
+    _named.update(choices)
+    _calls.clear()
+    _refused.clear()
     return selected()
 
 
@@ -84,11 +115,54 @@ def selected() -> dict[str, str]:
 
 
 def implementation(operator: str) -> ModuleType:
-    """The module whose functions the operator's public functions call."""
+    """The variant chosen for ``operator``: the module whose functions :func:`run` calls."""
     try:
         return _selected[operator]
     except KeyError:
-        return _selected.setdefault(operator, _load(operator, "torch"))
+        return _selected.setdefault(operator, _load(operator, _PORTABLE))
+
+
+def run(operator: str, function: str, *args: Any, **kwargs: Any) -> Any:
+    """Call ``function`` of the variant chosen for ``operator``; the operators' packages do, after their checks.
+
+    Raises:
+        AscendPatchError: the variant was asked for by name and cannot take this call.
+    """
+    module = implementation(operator)
+    try:
+        result = getattr(module, function)(*args, **kwargs)
+    except Unsupported as error:
+        module = _portable_instead(operator, _variant_name(module), error)
+        result = getattr(module, function)(*args, **kwargs)
+    _calls[operator, function, _variant_name(module)] += 1
+    return result
+
+
+def report() -> dict[str, dict[str, Any]]:
+    """By operator: the ``variant`` chosen, ``calls`` by function and variant, ``unsupported`` calls by reason."""
+    found: dict[str, dict[str, Any]] = {
+        operator: {"variant": variant, "calls": {}, "unsupported": {}} for operator, variant in selected().items()
+    }
+    for (operator, function, variant), count in sorted(_calls.items()):
+        found[operator]["calls"].setdefault(function, {})[variant] = count
+    for (operator, reason), count in sorted(_refused.items()):
+        found[operator]["unsupported"][reason] = count
+    return found
+
+
+def _portable_instead(operator: str, variant: str, error: Unsupported) -> ModuleType:
+    if variant == _PORTABLE:
+        raise error
+    if operator in _named:
+        raise AscendPatchError(
+            f"The {variant} variant of the operator {operator} was asked for by name and cannot take a call: {error}. "
+            f"Leave {operator} out of ASCEND_PATCH_OPS, so that the {_PORTABLE} variant takes such calls."
+        ) from error
+    reason = str(error)
+    if (operator, reason) not in _refused:
+        logger.warning("operator %s: %s variant instead of %s: %s", operator, _PORTABLE, variant, reason)
+    _refused[operator, reason] += 1
+    return _load(operator, _PORTABLE)
 
 
 def _load(operator: str, variant: str) -> ModuleType:
@@ -125,7 +199,7 @@ def _existing(operator: str) -> list[str]:
 
 
 def _variant_name(module: ModuleType | None) -> str:
-    return "torch" if module is None else module.__name__.rpartition(".")[2]
+    return _PORTABLE if module is None else module.__name__.rpartition(".")[2]
 
 
 def _unknown(kind: str, found: str, allowed: tuple[str, ...]) -> str:

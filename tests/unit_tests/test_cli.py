@@ -95,14 +95,40 @@ def test_status_honours_the_off_switch(capsys, monkeypatch):
 
 def test_status_with_what_a_run_recorded(capsys, tmp_path):
     outcomes = [Outcome(patch.id, patch.target, "applied") for patch in PATCHES[:-1]]
-    write_json(tmp_path / "run.json", outcomes, version="0", device="cpu", upstream="0.19.2")
+    write_json(tmp_path / "run.json", outcomes, operators={}, version="0", device="cpu", upstream="0.19.2")
     status, data = read(capsys, "status", "--report", str(tmp_path / "run.json"))
     assert status == 0
     assert data["patches"][0]["run"][0]["status"] == "applied" and data["patches"][-1]["run"] == []
     failed = [Outcome(PATCHES[0].id, PATCHES[0].target, "failed", "the reason")]
-    write_json(tmp_path / "run.json", failed, version="0", device="cpu", upstream="0.19.2")
+    write_json(tmp_path / "run.json", failed, operators={}, version="0", device="cpu", upstream="0.19.2")
     status, out, _ = run(capsys, "status", "--report", str(tmp_path / "run.json"))
     assert status == 1 and "the reason" in out and "not recorded" in out
+
+
+def test_status_shows_which_variant_of_each_operator_ran(capsys, tmp_path):
+    operators = {
+        "permute": {
+            "variant": "npu",
+            "calls": {"permute": {"npu": 12345}, "unpermute": {"npu": 9, "torch": 1}},
+            "unsupported": {"an odd head size": 1},
+        },
+        "adam": {"variant": "torch", "calls": {}, "unsupported": {}},
+    }
+    write_json(tmp_path / "run.json", [], operators=operators, version="0", device="npu", upstream="0.19.2")
+    _, data = read(capsys, "status", "--report", str(tmp_path / "run.json"))
+    assert data["operators"] == operators
+    _, out, _ = run(capsys, "status", "--report", str(tmp_path / "run.json"))
+    permute, adam = (line for line in out.splitlines() if line.startswith(("permute ", "adam ")))
+    assert "permute 12,345 npu; unpermute 9 npu, 1 torch" in permute and "1 unsupported: an odd head size" in permute
+    assert adam.split() == ["adam", "torch", "none"]
+
+
+@pytest.mark.parametrize("operators", [{"adam": {}}, [], {"adam": {"variant": "torch", "calls": 3}}])
+def test_status_of_a_report_with_unreadable_operators(capsys, tmp_path, operators):
+    path = tmp_path / "run.json"
+    path.write_text(json.dumps({"schema": 2, "patches": [], "operators": operators}))
+    status, _, err = run(capsys, "status", "--report", str(path))
+    assert status == 2 and f"{path} is not a report of ascend_patch" in err
 
 
 def test_a_reason_to_skip_is_told_once(capsys, tmp_path):
@@ -110,7 +136,7 @@ def test_a_reason_to_skip_is_told_once(capsys, tmp_path):
     skipped = next(patch for patch in PATCHES if not patch.supports(INSTALLED.version))
     reason = f"not for Megatron-LM {INSTALLED.version} ({skipped.upstream})"
     outcomes = [Outcome(skipped.id, skipped.target, "skipped", reason)]
-    write_json(tmp_path / "run.json", outcomes, version="0", device="cpu", upstream=INSTALLED.version)
+    write_json(tmp_path / "run.json", outcomes, operators={}, version="0", device="cpu", upstream=INSTALLED.version)
     _, out, _ = run(capsys, "status", "--report", str(tmp_path / "run.json"))
     (line,) = (line for line in out.splitlines() if line.startswith(f"{skipped.id} ") and "not recorded" not in line)
     assert line.count(reason) == 1

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from ascend_patch.ops.registry import implementation
+from ascend_patch.ops.registry import run
 
 
 def adam_step(
@@ -46,7 +46,9 @@ def adam_step(
         )
     if step < 1:
         raise ValueError(f"adam_step: step counts updates from 1, found {step}.")
-    implementation("adam").adam_step(
+    run(
+        "adam",
+        "adam_step",
         params,
         grads,
         exp_avgs,

@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from ascend_patch.ops.registry import implementation
+from ascend_patch.ops.registry import run
 
 Window = tuple[int, int]
 """(left, right): how many keys before and after its own position a query sees; -1 means all of them."""
@@ -48,8 +48,17 @@ def attention(
     if query.shape[1] != key.shape[1]:
         raise ValueError(_shapes("attention", query, key, value) + "the batch sizes differ.")
     _check_heads("attention", query, key, value)
-    return implementation("attention").attention(
-        query, key, value, scale=scale, causal=causal, window=window, dropout_p=dropout_p, mask=mask
+    return run(
+        "attention",
+        "attention",
+        query,
+        key,
+        value,
+        scale=scale,
+        causal=causal,
+        window=window,
+        dropout_p=dropout_p,
+        mask=mask,
     )
 
 
@@ -87,7 +96,9 @@ def attention_thd(
             f"{len(cu_seqlens_kv) - 1} sequences; there must be as many of both."
         )
     _check_heads("attention_thd", query, key, value)
-    return implementation("attention").attention_thd(
+    return run(
+        "attention",
+        "attention_thd",
         query,
         key,
         value,

@@ -3,7 +3,7 @@
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
-from ascend_patch.ops.registry import implementation
+from ascend_patch.ops.registry import run
 
 
 def cross_entropy(
@@ -42,6 +42,4 @@ def cross_entropy(
         )
     if not 0.0 <= label_smoothing < 1.0:
         raise ValueError(f"cross_entropy: label_smoothing must be in [0, 1), found {label_smoothing}.")
-    return implementation("cross_entropy").cross_entropy(
-        vocab_parallel_logits, target, label_smoothing, group, vocab_start
-    )
+    return run("cross_entropy", "cross_entropy", vocab_parallel_logits, target, label_smoothing, group, vocab_start)

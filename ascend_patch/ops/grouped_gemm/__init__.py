@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from ascend_patch.ops.registry import implementation
+from ascend_patch.ops.registry import run
 
 
 def grouped_gemm(x: Tensor, weight: Tensor, tokens_per_expert: Sequence[int] | Tensor) -> Tensor:
@@ -39,4 +39,4 @@ def grouped_gemm(x: Tensor, weight: Tensor, tokens_per_expert: Sequence[int] | T
             f"grouped_gemm: tokens_per_expert is {counts} for {weight.shape[0]} experts and {x.shape[0]} tokens; "
             "it must have one count per expert, none negative, that add up to the number of tokens."
         )
-    return implementation("grouped_gemm").grouped_gemm(x, weight, counts)
+    return run("grouped_gemm", "grouped_gemm", x, weight, counts)

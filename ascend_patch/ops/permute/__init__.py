@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from ascend_patch.ops.registry import implementation
+from ascend_patch.ops.registry import run
 
 
 def permute(
@@ -43,7 +43,7 @@ def permute(
         raise ValueError(
             f"permute: probs has shape {tuple(probs.shape)}, routing_map {tuple(routing_map.shape)}; they must agree."
         )
-    return implementation("permute").permute(tokens, routing_map, probs, num_out_tokens)
+    return run("permute", "permute", tokens, routing_map, probs, num_out_tokens)
 
 
 def unpermute(
@@ -83,7 +83,7 @@ def unpermute(
         )
     if probs is not None and routing_map is None:
         raise ValueError("unpermute: probs needs the routing_map that was given to permute.")
-    return implementation("permute").unpermute(permuted, sorted_indices, restore_shape, probs, routing_map)
+    return run("permute", "unpermute", permuted, sorted_indices, restore_shape, probs, routing_map)
 
 
 def sort_chunks(
@@ -111,4 +111,4 @@ def sort_chunks(
             f"sort_chunks: the chunk sizes {sizes} must add up to {x.shape[0]} and the order {order} "
             "must name each chunk once."
         )
-    return implementation("permute").sort_chunks(x, sizes, order, probs)
+    return run("permute", "sort_chunks", x, sizes, order, probs)

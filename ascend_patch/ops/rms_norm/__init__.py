@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from ascend_patch.ops.registry import implementation
+from ascend_patch.ops.registry import run
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -29,4 +29,4 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
             f"rms_norm: weight has shape {tuple(weight.shape)}, x has shape {tuple(x.shape)}; "
             "weight must be one-dimensional, as long as the last dimension of x."
         )
-    return implementation("rms_norm").rms_norm(x, weight, eps)
+    return run("rms_norm", "rms_norm", x, weight, eps)

@@ -6,7 +6,7 @@ Megatron's unfused code they keep cosine and sine in float32 and round only the 
 
 from torch import Tensor
 
-from ascend_patch.ops.registry import implementation
+from ascend_patch.ops.registry import run
 
 
 def apply_rotary(t: Tensor, freqs: Tensor, interleaved: bool = False) -> Tensor:
@@ -30,7 +30,7 @@ def apply_rotary(t: Tensor, freqs: Tensor, interleaved: bool = False) -> Tensor:
     if t.dim() != 4:
         raise ValueError(f"apply_rotary: t must be [s, b, h, d], found shape {tuple(t.shape)}.")
     _check_freqs("apply_rotary", freqs, head_dim=t.shape[-1], positions=t.shape[0])
-    return implementation("rotary").apply_rotary(t, freqs, interleaved)
+    return run("rotary", "apply_rotary", t, freqs, interleaved)
 
 
 def apply_rotary_thd(
@@ -63,7 +63,7 @@ def apply_rotary_thd(
     if not 0 <= cp_rank < cp_size:
         raise ValueError(f"apply_rotary_thd: cp_rank must be in [0, {cp_size}), found {cp_rank}.")
     _check_freqs("apply_rotary_thd", freqs, head_dim=t.shape[-1], positions=0)
-    return implementation("rotary").apply_rotary_thd(t, cu_seqlens, freqs, cp_size, cp_rank, interleaved)
+    return run("rotary", "apply_rotary_thd", t, cu_seqlens, freqs, cp_size, cp_rank, interleaved)
 
 
 def _check_freqs(function: str, freqs: Tensor, head_dim: int, positions: int) -> None:

@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from ascend_patch.ops.registry import implementation
+from ascend_patch.ops.registry import run
 
 
 def swiglu(x: Tensor, probs: Tensor | None = None) -> Tensor:
@@ -29,4 +29,4 @@ def swiglu(x: Tensor, probs: Tensor | None = None) -> Tensor:
             f"swiglu: probs has shape {tuple(probs.shape)}, x has shape {tuple(x.shape)}; "
             "probs must have the shape of x without its last dimension."
         )
-    return implementation("swiglu").swiglu(x, probs)
+    return run("swiglu", "swiglu", x, probs)

@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from ascend_patch.ops.registry import implementation
+from ascend_patch.ops.registry import run
 
 
 def topk_softmax(logits: Tensor, topk: int, pre_softmax: bool = False) -> tuple[Tensor, Tensor]:
@@ -33,4 +33,4 @@ def topk_softmax(logits: Tensor, topk: int, pre_softmax: bool = False) -> tuple[
             f"topk_softmax: topk is {topk}, logits has shape {tuple(logits.shape)}; "
             "logits must be [T, E] and topk between 1 and E."
         )
-    return implementation("topk_softmax").topk_softmax(logits, topk, pre_softmax)
+    return run("topk_softmax", "topk_softmax", logits, topk, pre_softmax)

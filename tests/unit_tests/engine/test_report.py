@@ -10,6 +10,7 @@ from ascend_patch.engine.report import read_json, summary_line, table, to_json, 
 
 FACTS = {"version": "0.1.0", "device": "cpu", "upstream": "0.19.2"}
 APPLIED = Outcome("a.b", "up:f", "applied", notices=("noticed",))
+OPERATORS = {"permute": {"variant": "npu", "calls": {"permute": {"npu": 3}}, "unsupported": {}}}
 SKIPPED = Outcome("a.c", "up:g", "skipped", "disabled by id")
 
 
@@ -25,10 +26,11 @@ def test_summary_line_tells_what_is_not_as_hoped():
 
 def test_what_was_written_is_read_back(tmp_path):
     path = tmp_path / "new" / "patches.json"
-    write_json(path, [APPLIED, SKIPPED], **FACTS)
-    assert read_json(path) == json.loads(json.dumps(to_json([APPLIED, SKIPPED], **FACTS)))
+    write_json(path, [APPLIED, SKIPPED], operators=OPERATORS, **FACTS)
+    assert read_json(path) == json.loads(json.dumps(to_json([APPLIED, SKIPPED], operators=OPERATORS, **FACTS)))
     data = read_json(path)
-    assert (data["schema"], data["device"], data["megatron"]) == (1, "cpu", "0.19.2")
+    assert (data["schema"], data["device"], data["megatron"]) == (2, "cpu", "0.19.2")
+    assert data["operators"] == OPERATORS
     assert data["counts"] == {"applied": 1, "skipped": 1, "pending": 0, "failed": 0}
     assert data["patches"][1] == {
         "id": "a.c",
@@ -41,7 +43,7 @@ def test_what_was_written_is_read_back(tmp_path):
 
 def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
     path = tmp_path / "patches.json"
-    write_json(path, [APPLIED], **FACTS)
+    write_json(path, [APPLIED], operators={}, **FACTS)
     before = path.read_text()
 
     def fail(*_):
@@ -49,11 +51,11 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
 
     monkeypatch.setattr("os.replace", fail)
     with pytest.raises(OSError, match="disk full"):
-        write_json(path, [SKIPPED], **FACTS)
+        write_json(path, [SKIPPED], operators={}, **FACTS)
     assert path.read_text() == before
 
 
-@pytest.mark.parametrize("text", ["", "[]", '{"schema": 2}', "{"])
+@pytest.mark.parametrize("text", ["", "[]", '{"schema": 1}', "{"])
 def test_not_a_report(tmp_path, text):
     path = tmp_path / "patches.json"
     path.write_text(text)

@@ -6,17 +6,24 @@ import inspect
 import logging
 import subprocess
 import sys
+from collections import Counter
 
 import pytest
 import torch
 
 import ascend_patch.ops
+from ascend_patch.engine.errors import AscendPatchError
 from ascend_patch.ops import registry
+from ascend_patch.ops.permute import permute, unpermute
+from ascend_patch.ops.swiglu import swiglu
 
 
 @pytest.fixture(autouse=True)
 def _leave_no_selection(monkeypatch):
     monkeypatch.setattr(registry, "_selected", {})
+    monkeypatch.setattr(registry, "_named", set())
+    monkeypatch.setattr(registry, "_calls", Counter())
+    monkeypatch.setattr(registry, "_refused", Counter())
 
 
 def test_torch_is_the_default():
@@ -41,7 +48,7 @@ def test_selecting_again_replaces_the_selection():
 
 
 def test_public_function_runs_the_selected_variant(monkeypatch):
-    from ascend_patch.ops.swiglu import reference, swiglu
+    from ascend_patch.ops.swiglu import reference
 
     monkeypatch.setattr(reference, "swiglu", lambda x, probs: "the reference")
     registry.select("cpu", {"swiglu": "reference"})
@@ -115,6 +122,83 @@ def test_a_variant_that_exists_and_cannot_be_loaded_is_a_warning(monkeypatch, ca
         assert registry.select("npu")["adam"] == "torch"
     (record,) = caplog.records
     assert "operator adam: its npu variant cannot be loaded (ascend_patch.ops.adam.npu needs" in record.getMessage()
+
+
+def refuse(*args):
+    raise registry.Unsupported("an odd last dimension; even ones are allowed")
+
+
+@pytest.fixture
+def reference_refuses(monkeypatch):
+    """swiglu's ``reference`` stands for a variant with limits, chosen by the device."""
+    from ascend_patch.ops.swiglu import reference
+
+    monkeypatch.setattr(reference, "swiglu", refuse)
+    monkeypatch.setitem(registry._PREFERENCES, "cpu", ("reference", "torch"))
+
+
+def test_an_unsupported_call_is_taken_by_the_portable_variant_and_logged_once(reference_refuses, caplog):
+    registry.select("cpu")
+    x = torch.randn(3, 4)
+    with caplog.at_level(logging.WARNING, logger=registry.__name__):
+        first, second = swiglu(x), swiglu(x)
+    a, b = x.chunk(2, -1)
+    torch.testing.assert_close(first, torch.nn.functional.silu(a) * b)
+    assert torch.equal(first, second)
+    (record,) = caplog.records
+    assert record.getMessage() == (
+        "operator swiglu: torch variant instead of reference: an odd last dimension; even ones are allowed"
+    )
+    assert registry.report()["swiglu"] == {
+        "variant": "reference",
+        "calls": {"swiglu": {"torch": 2}},
+        "unsupported": {"an odd last dimension; even ones are allowed": 2},
+    }
+
+
+def test_an_unsupported_call_of_a_named_variant_is_an_error(reference_refuses):
+    registry.select("cpu", {"swiglu": "reference"})
+    with pytest.raises(AscendPatchError, match="reference variant of the operator swiglu .* an odd last dimension"):
+        swiglu(torch.randn(3, 4))
+    assert registry.report()["swiglu"]["calls"] == {}
+
+
+def test_the_portable_variant_must_take_every_call(monkeypatch):
+    from ascend_patch.ops.swiglu import torch as portable
+
+    monkeypatch.setattr(portable, "swiglu", refuse)
+    with pytest.raises(registry.Unsupported, match="odd last dimension"):
+        swiglu(torch.randn(3, 4))
+
+
+def test_calls_are_counted_by_function_and_variant_and_from_zero_by_each_selection():
+    x = torch.randn(4, 3)
+    registry.select("cpu", {"permute": "reference"})
+    permuted, _, order = permute(x, torch.ones(4, 2, dtype=torch.bool), None, 8)
+    for _ in range(3):
+        unpermute(permuted, order, x.shape)
+    report = registry.report()
+    assert set(report) == set(registry.OPERATORS)
+    assert report["permute"] == {
+        "variant": "reference",
+        "calls": {"permute": {"reference": 1}, "unpermute": {"reference": 3}},
+        "unsupported": {},
+    }
+    assert report["swiglu"] == {"variant": "torch", "calls": {}, "unsupported": {}}
+    registry.select("cpu")
+    assert registry.report()["permute"]["calls"] == {}
+
+
+def test_a_call_that_fails_is_not_counted(monkeypatch):
+    from ascend_patch.ops.swiglu import torch as portable
+
+    def fail(*args):
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(portable, "swiglu", fail)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        swiglu(torch.randn(3, 4))
+    assert registry.report()["swiglu"]["calls"] == {}
 
 
 @pytest.mark.parametrize("operator", registry.OPERATORS)
