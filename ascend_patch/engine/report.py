@@ -1,4 +1,4 @@
-"""What happened to the patches and which operators ran, as JSON for tools, a table for people and one line for the log."""
+"""What happened to the patches and which operators ran: JSON for tools, a table for people, a line for the log."""
 
 from __future__ import annotations
 
