@@ -1,0 +1,26 @@
+"""Installing the simulated device in this process."""
+
+import importlib
+
+from ascend_sim import counters, dispatch
+from ascend_sim.settings import Settings
+
+
+def install(settings: Settings) -> None:
+    """Load torch_npu and replace what it would run on a device. Called once, at the end of ``import torch``."""
+    importlib.import_module("torch_npu")
+    dispatch.load(settings.libraries)
+    dispatch.install()
+    try:  # TEMPORARY
+        from ascend_sim.kernels import registry
+
+        registry.register()
+    except ImportError as e:
+        print(e)
+    try:
+        from ascend_sim import collectives
+
+        collectives.install(settings.libraries)
+    except ImportError as e:
+        print(e)
+    counters.install(settings)
