@@ -3,12 +3,13 @@
 ``TEGroupedMLP`` takes its two linear layers from its spec and needs nothing else of TransformerEngine, so
 recomputation, offloading and the activation stay upstream's. The weight is **one** parameter
 ``[E, out, in]``: grouped kernels (torch, CANN) want it contiguous, and so does a weight gradient that is
-accumulated in place. Checkpoints do not show that: ``state_dict`` writes ``weight0 … weight{E-1}`` as
+accumulated in place (``gradient_accumulation_fusion``). Checkpoints do not show that: ``state_dict`` writes ``weight0 … weight{E-1}`` as
 TransformerEngine does, ``sharded_state_dict`` what ``SequentialMLP`` and ``TEGroupedMLP`` write, the empty
 ``_extra_state`` of each expert included, without which neither of them would load it.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from megatron.core.dist_checkpointing import ShardedTensor
@@ -59,6 +60,7 @@ class GroupedLinear(torch.nn.Module):
         self.num_local_experts = num_local_experts
         self.partition_dim = partition_dim
         self.gated = gated
+        self.accumulates_in_place = config.gradient_accumulation_fusion
         self.ep_group, self.tp_group, self.dp_group = pg_collection.ep, pg_collection.expt_tp, pg_collection.expt_dp
         tp_size = self.tp_group.size()
         shape = [output_size, input_size]
@@ -97,7 +99,16 @@ class GroupedLinear(torch.nn.Module):
 
     def forward(self, x: torch.Tensor, tokens_per_expert: list[int]) -> tuple[torch.Tensor, None]:
         """``x`` is ``[sum(tokens_per_expert), in]``, sorted by expert; returns ``[…, out]`` and no bias."""
-        return grouped_gemm(x, self.weight, tokens_per_expert), None
+        weight, main_grad = self.weight, self._main_grad()
+        if main_grad is not None:
+            weight = _GradientInMainGrad.apply(weight)
+        return grouped_gemm(x, weight, tokens_per_expert, main_grad), None
+
+    def _main_grad(self) -> torch.Tensor | None:
+        """Where the backward pass adds the weight's gradient, if it does: DistributedDataParallel's buffer."""
+        if not self.accumulates_in_place or not hasattr(self.weight, "grad_added_to_main_grad"):
+            return None
+        return getattr(self.weight, "main_grad", None)
 
     def backward_dw(self) -> None:
         """Nothing is delayed: the weight gradient is computed in the backward pass (TEGroupedMLP asks)."""
@@ -167,6 +178,26 @@ def _stack_experts(module: GroupedLinear, state_dict: dict, prefix: str, *_) -> 
         state_dict[f"{prefix}weight"] = torch.stack([state_dict.pop(key) for key in keys])
     for index in ("", *range(module.num_local_experts)):  # TransformerEngine's state for fp8; ours is empty
         state_dict.pop(f"{prefix}_extra_state{index}", None)
+
+
+class _GradientInMainGrad(torch.autograd.Function):
+    """The weight itself. Its gradient is in ``main_grad`` when backward gets here; DistributedDataParallel is told so.
+
+    The gradient that flows on is memory without meaning, as in upstream's
+    ``LinearWithGradAccumulationAndAsyncCommunication``: the hooks that reduce gradients want one, and drop it.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, weight: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(weight)
+        ctx.set_materialize_grads(False)
+        return weight.view_as(weight)
+
+    @staticmethod
+    def backward(ctx: Any, *_: None) -> torch.Tensor:
+        (weight,) = ctx.saved_tensors
+        weight.grad_added_to_main_grad = True
+        return torch.empty_like(weight)
 
 
 class ColumnParallelGroupedLinear(GroupedLinear):

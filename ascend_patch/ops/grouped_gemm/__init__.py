@@ -7,7 +7,9 @@ from torch import Tensor
 from ascend_patch.ops.registry import run
 
 
-def grouped_gemm(x: Tensor, weight: Tensor, tokens_per_expert: Sequence[int] | Tensor) -> Tensor:
+def grouped_gemm(
+    x: Tensor, weight: Tensor, tokens_per_expert: Sequence[int] | Tensor, weight_gradient: Tensor | None = None
+) -> Tensor:
     """``y[e] = x[e] @ weight[e].T`` for every expert ``e``, where ``x[e]`` is the rows of that expert.
 
     Args:
@@ -15,6 +17,9 @@ def grouped_gemm(x: Tensor, weight: Tensor, tokens_per_expert: Sequence[int] | T
         weight: ``[E, N, K]``, same dtype.
         tokens_per_expert: ``E`` non-negative integers that add up to ``T``, as a list or an integer tensor on
             the CPU. A device tensor is accepted but costs a synchronisation.
+        weight_gradient: ``[E, N, K]``, contiguous, in any floating point dtype, or None. Each backward pass adds
+            the gradient of ``weight`` to it, and autograd gets none for ``weight``: where the hardware can, the
+            products are summed in this tensor, without one of their own.
 
     Returns:
         ``[T, N]`` in the dtype of ``x``.
@@ -39,4 +44,9 @@ def grouped_gemm(x: Tensor, weight: Tensor, tokens_per_expert: Sequence[int] | T
             f"grouped_gemm: tokens_per_expert is {counts} for {weight.shape[0]} experts and {x.shape[0]} tokens; "
             "it must have one count per expert, none negative, that add up to the number of tokens."
         )
-    return run("grouped_gemm", "grouped_gemm", x, weight, counts)
+    if weight_gradient is not None and (weight_gradient.shape != weight.shape or not weight_gradient.is_contiguous()):
+        raise ValueError(
+            f"grouped_gemm: weight_gradient has shape {tuple(weight_gradient.shape)} and strides "
+            f"{weight_gradient.stride()}; it must be contiguous and of the shape of weight, {tuple(weight.shape)}."
+        )
+    return run("grouped_gemm", "grouped_gemm", x, weight, counts, weight_gradient)

@@ -13,20 +13,23 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 
-def grouped_gemm(x: Tensor, weight: Tensor, tokens_per_expert: list[int]) -> Tensor:
+def grouped_gemm(
+    x: Tensor, weight: Tensor, tokens_per_expert: list[int], weight_gradient: Tensor | None = None
+) -> Tensor:
     """See :func:`ascend_patch.ops.grouped_gemm.grouped_gemm`."""
-    return _GroupedGemm.apply(x, weight, tokens_per_expert)
+    return _GroupedGemm.apply(x, weight, tokens_per_expert, weight_gradient)
 
 
 class _GroupedGemm(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, counts: list[int]) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, counts: list[int], weight_gradient: Tensor | None) -> Tensor:
         x, weight = x.contiguous(), weight.contiguous()
         ends = list(accumulate(counts))
         offsets = None
         if _kernel_accepts(weight):
             offsets = torch.tensor(ends, dtype=torch.int32).to(x.device, non_blocking=True)
         ctx.save_for_backward(x, weight, offsets)
+        ctx.weight_gradient = weight_gradient
         ctx.experts = experts = [slice(*span) for span in pairwise([0, *ends])]
         if offsets is not None:
             return torch._grouped_mm(x, weight.transpose(1, 2), offsets)
@@ -37,7 +40,7 @@ class _GroupedGemm(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+    def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
         x, weight, offsets = ctx.saved_tensors
         # Contiguous also because the kernel rejects the expanded gradients of sum() and mean().
         grad_y = grad_y.contiguous()
@@ -46,7 +49,10 @@ class _GroupedGemm(torch.autograd.Function):
             grad_x = _input_gradient(grad_y, weight, ctx.experts, offsets)
         if ctx.needs_input_grad[1]:
             grad_weight = _weight_gradient(grad_y, x, ctx.experts, offsets)
-        return grad_x, grad_weight, None
+            if ctx.weight_gradient is not None:
+                ctx.weight_gradient.add_(grad_weight)
+                grad_weight = None
+        return grad_x, grad_weight, None, None
 
 
 def _input_gradient(grad_y: Tensor, weight: Tensor, experts: list[slice], offsets: Tensor | None) -> Tensor:

@@ -49,6 +49,44 @@ def test_like_sequential(experts: tuple, tokens_per_expert: list[int]) -> None:
         assert relative_error(found, expected) < 1e-5
 
 
+@pytest.mark.parametrize("main_grad_dtype", [torch.float32, torch.bfloat16])
+def test_gradients_accumulate_in_main_grad(experts: tuple, main_grad_dtype: torch.dtype) -> None:
+    """With what DistributedDataParallel gives a parameter; its hook must find a gradient that it drops."""
+    grouped, _ = experts
+    tokens_per_expert = torch.tensor([4, 0, 7])
+    weights = [grouped.linear_fc1.weight, grouped.linear_fc2.weight]
+    steps = [(torch.randn(11, 48), torch.rand(11)) for _ in range(2)]
+    expected = [torch.zeros_like(weight, dtype=main_grad_dtype) for weight in weights]
+    for tokens, probs in steps:
+        grouped(tokens, tokens_per_expert, probs)[0].square().sum().backward()
+        for weight, total in zip(weights, expected, strict=True):
+            total.add_(weight.grad)
+            weight.grad = None
+
+    hooked = []
+    for weight in weights:
+        weight.main_grad = torch.zeros_like(weight, dtype=main_grad_dtype)
+        weight.grad_added_to_main_grad = False
+        weight.register_post_accumulate_grad_hook(lambda weight: hooked.append(weight.grad is not None))
+    for layer in (grouped.linear_fc1, grouped.linear_fc2):
+        layer.accumulates_in_place = True
+    for tokens, probs in steps:
+        grouped(tokens, tokens_per_expert, probs)[0].square().sum().backward()
+        assert all(weight.grad_added_to_main_grad for weight in weights)
+    assert hooked == [True] * 4
+    for weight, total in zip(weights, expected, strict=True):
+        torch.testing.assert_close(weight.main_grad, total)
+
+
+def test_main_grad_stays_untouched_without_gradient_accumulation_fusion(experts: tuple) -> None:
+    grouped, _ = experts
+    weight = grouped.linear_fc1.weight
+    weight.main_grad, weight.grad_added_to_main_grad = torch.zeros_like(weight), False
+    grouped(torch.randn(3, 48), torch.tensor([3, 0, 0]), torch.rand(3))[0].sum().backward()
+    assert not weight.main_grad.any() and not weight.grad_added_to_main_grad
+    assert weight.grad.any()
+
+
 def test_state_dict_has_the_names_of_transformer_engine(experts: tuple) -> None:
     grouped, _ = experts
     layer = grouped.linear_fc1

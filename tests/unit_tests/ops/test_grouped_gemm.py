@@ -10,7 +10,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from ascend_patch.ops import grouped_gemm as package
 from ascend_patch.ops.grouped_gemm import reference
 from ascend_patch.ops.grouped_gemm import torch as fast
-from tests.unit_tests.ops.checks import check_against_float64, check_deterministic_backward
+from tests.unit_tests.ops.checks import (
+    TOLERANCES,
+    check_against_float64,
+    check_deterministic_backward,
+    relative_error,
+    results_and_gradients,
+)
 
 VARIANTS = [reference, fast]
 COUNTS = [[3, 0, 7, 1], [0, 0, 0, 5], [0, 0, 0, 0], [1], [4, 4]]
@@ -117,3 +123,29 @@ def test_shapes_that_do_not_fit():
 def test_dtypes_that_differ():
     with pytest.raises(ValueError, match=r"x is torch.float32, weight is torch.bfloat16"):
         package.grouped_gemm(torch.randn(3, 8), torch.randn(1, 4, 8).bfloat16(), [3])
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("counts", COUNTS)
+@pytest.mark.parametrize("accumulated_dtype", [torch.float32, torch.bfloat16])
+def test_weight_gradient_is_added_where_asked(variant, counts, accumulated_dtype):
+    x, weight = operands(counts, 16, 32)
+    grad_y = torch.randn(sum(counts), 32)
+    _, (expected_x, expected_weight) = results_and_gradients(
+        partial(reference.grouped_gemm, tokens_per_expert=counts), (x, weight), grad_y
+    )
+    accumulated = torch.randn(weight.shape).to(accumulated_dtype)
+    expected = accumulated.clone().add_(expected_weight)
+    x, weight = x.requires_grad_(), weight.requires_grad_()
+    variant.grouped_gemm(x, weight, counts, accumulated).backward(grad_y)
+    assert weight.grad is None
+    assert relative_error(x.grad, expected_x) <= 1e-5
+    assert relative_error(accumulated, expected) <= TOLERANCES[accumulated_dtype]
+
+
+def test_weight_gradient_that_does_not_fit():
+    x, weight = operands([2, 1], 16, 8)
+    with pytest.raises(ValueError, match=r"it must be contiguous and of the shape of weight, \(2, 8, 16\)"):
+        package.grouped_gemm(x, weight, [2, 1], torch.zeros(2, 16, 8).transpose(1, 2))
+    with pytest.raises(ValueError, match="weight_gradient has shape"):
+        package.grouped_gemm(x, weight, [2, 1], torch.zeros(16, 16))

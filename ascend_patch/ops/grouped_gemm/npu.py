@@ -1,0 +1,90 @@
+"""Grouped GEMM as one Ascend operator a product: forward, input gradient and weight gradient make three.
+
+``npu_grouped_matmul`` has no autograd formula in torch_npu, so this one is ours. The ends of the groups are a
+tensor on the device: the operator's other form, a list on the host, cannot group along K, which the weight
+gradient needs. Their copy to the device is asynchronous and shared by the two layers of an expert, forward and
+backward. Operators: aclnnGroupedMatmulV4/V5 (group types 0 and 2) and aclnnGroupedMatmulAdd of CANN's ops-transformer.
+"""
+
+from functools import lru_cache
+from itertools import accumulate
+from typing import Any
+
+import torch
+import torch_npu
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from ascend_patch.ops.registry import Unsupported
+
+_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+_INNER_LIMIT = 65536
+"""The last dimension of each operand must be smaller; transposed, that is its other dimension in memory."""
+_MOST_GROUPS = 1024
+
+_ROWS, _REDUCTION = 0, 2
+"""``group_type``: the groups divide the rows of the result, or what is summed over."""
+
+
+def grouped_gemm(
+    x: Tensor, weight: Tensor, tokens_per_expert: list[int], weight_gradient: Tensor | None = None
+) -> Tensor:
+    """See :func:`ascend_patch.ops.grouped_gemm.grouped_gemm`."""
+    if x.dtype not in _DTYPES:
+        raise Unsupported(f"{x.dtype}; npu_grouped_matmul takes bfloat16, float16 and float32")
+    if max(weight.shape[1:]) >= _INNER_LIMIT:
+        raise Unsupported(f"a weight of {tuple(weight.shape)}; npu_grouped_matmul takes dimensions below {_INNER_LIMIT}")
+    if weight.shape[0] > _MOST_GROUPS:
+        raise Unsupported(f"{weight.shape[0]} experts; npu_grouped_matmul takes up to {_MOST_GROUPS}")
+    return _GroupedGemm.apply(x, weight, tokens_per_expert, weight_gradient)
+
+
+class _GroupedGemm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, counts: list[int], weight_gradient: Tensor | None) -> Tensor:
+        # The operators take transposed matrices as views, but x only as it is.
+        x, weight = x.contiguous(), weight.contiguous()
+        ends = _ends(tuple(counts), x.device) if x.shape[0] else None
+        ctx.save_for_backward(x, weight, ends)
+        ctx.weight_gradient = weight_gradient
+        if ends is None:
+            return x.new_empty(0, weight.shape[1])
+        return _matmul(x, weight.transpose(1, 2), ends, _ROWS)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
+        x, weight, ends = ctx.saved_tensors
+        if ends is None:
+            return torch.empty_like(x), None if ctx.weight_gradient is not None else torch.zeros_like(weight), None, None
+        grad_y = grad_y.contiguous()
+        grad_x = grad_weight = None
+        if ctx.needs_input_grad[0]:
+            grad_x = _matmul(grad_y, weight, ends, _ROWS)
+        if ctx.needs_input_grad[1]:
+            grad_weight = _weight_gradient(grad_y, x, ends, ctx.weight_gradient)
+        return grad_x, grad_weight, None, None
+
+
+def _weight_gradient(grad_y: Tensor, x: Tensor, ends: Tensor, accumulated: Tensor | None) -> Tensor | None:
+    """``grad_y[e].T @ x[e]`` for every expert, ``[E, N, K]``; None if it went into ``accumulated``."""
+    if accumulated is not None and accumulated.dtype == torch.float32 and x.dtype != torch.float32:
+        # The operator adds to one matrix: that of all experts, one above the other.
+        torch_npu.npu_grouped_matmul_add_(accumulated.view(-1, x.shape[1]), grad_y, x, ends)
+        return None
+    gradient = _matmul(grad_y.t(), x, ends, _REDUCTION)
+    if accumulated is None:
+        return gradient
+    accumulated.add_(gradient)
+    return None
+
+
+def _matmul(a: Tensor, b: Tensor, ends: Tensor, group_type: int) -> Tensor:
+    (product,) = torch_npu.npu_grouped_matmul([a], [b], group_list=ends, split_item=3, group_type=group_type)
+    return product
+
+
+@lru_cache(maxsize=4)
+def _ends(counts: tuple[int, ...], device: torch.device) -> Tensor:
+    """Where the rows of each expert end, ``[E]`` int64."""
+    return torch.tensor(list(accumulate(counts)), dtype=torch.int64).to(device, non_blocking=True)
