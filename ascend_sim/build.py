@@ -148,9 +148,6 @@ def _compile(pair: Pair, target: Path) -> None:
         "hccl": [*torch, *python],
     }
 
-    if not (SOURCES / "hccl.cpp").exists():  # TEMPORARY
-        del includes["hccl"]
-
     def compiled(name: str) -> str:
         source, result = SOURCES / f"{name}.cpp", target / f"{name}.o"
         _run([*compiler, *includes[name], "-c", str(source), "-o", str(result)])
@@ -171,8 +168,7 @@ def _compile(pair: Pair, target: Path) -> None:
     libraries = [f"-L{pair.torch / 'lib'}", "-ltorch_cpu", "-lc10", f"-L{pair.torch_npu / 'lib'}", "-ltorch_npu"]
     libraries += ["-Wl,--allow-shlib-undefined"]  # what the wheel takes from CANN is found when it is loaded
     link("libascend_sim.so", objects["dispatch"], objects["counters"], *libraries)
-    if "hccl" in objects:  # TEMPORARY
-      link("ascend_sim_hccl.so", objects["hccl"], f"-L{target}", "-lascend_sim", "-ltorch_python", "-ltorch", *libraries)
+    link("ascend_sim_hccl.so", objects["hccl"], f"-L{target}", "-lascend_sim", "-ltorch_python", "-ltorch", *libraries)
 
 
 def _needed_symbols(pair: Pair) -> set[str]:

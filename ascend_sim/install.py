@@ -2,7 +2,7 @@
 
 import importlib
 
-from ascend_sim import counters, dispatch
+from ascend_sim import collectives, counters, dispatch
 from ascend_sim.settings import Settings
 
 
@@ -17,10 +17,5 @@ def install(settings: Settings) -> None:
         registry.register()
     except ImportError as e:
         print(e)
-    try:
-        from ascend_sim import collectives
-
-        collectives.install(settings.libraries)
-    except ImportError as e:
-        print(e)
+    collectives.install(settings.libraries)
     counters.install(settings)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from ascend_patch.features import PATCHES
 from benchmarks import workload
 from benchmarks.workload import MODEL
+from tools.train.gemm import Mixtral
 
 #: Applied even to stock upstream: without it the wheel's missing Makefile ends the process before the first step.
 NEEDED_TO_START = frozenset({"data.compile_helpers"})
@@ -38,12 +39,11 @@ def contestants(dtype: str, same_malloc: bool = False) -> tuple[Contestant, ...]
         same_malloc: let malloc keep memory between steps for all, as ascend_patch does on the cpu device. What is
             then left of the ratios is owed to the operators.
     """
-    stock = {"ASCEND_PATCH_DISABLE": ",".join(sorted({patch.id for patch in PATCHES} - NEEDED_TO_START))}
-    stock_flags = (*_flags(dtype), *_STOCK_FLAGS, *(() if same_malloc else ("--glibc-malloc",)))
+    stock_flags = (*flags(dtype), *STOCK_FLAGS, *(() if same_malloc else ("--glibc-malloc",)))
     dtype_flag = ("--dtype", dtype)
     return (
-        _megatron("a", "Megatron-LM, device translation only", stock_flags, stock),
-        _megatron("b", "Megatron-LM, everything on", (*_flags(dtype), *_GPU_FLAGS), {}),
+        _megatron("a", "Megatron-LM, device translation only", stock_flags, without_patches()),
+        _megatron("b", "Megatron-LM, everything on", (*flags(dtype), *GPU_FLAGS), {}),
         Contestant(
             "c",
             "transformers, AdamW",
@@ -62,8 +62,9 @@ def environment(
     return {**kept, "OMP_NUM_THREADS": str(threads), "ASCEND_PATCH_DEVICE": "cpu", **contestant.environment}
 
 
-def _megatron(key: str, title: str, flags: tuple[str, ...], variables: Mapping[str, str]) -> Contestant:
-    single_process = {
+def single_process() -> dict[str, str]:
+    """What torchrun and a script for GPUs would tell the only process of a job."""
+    return {
         "RANK": "0",
         "LOCAL_RANK": "0",
         "WORLD_SIZE": "1",
@@ -72,8 +73,11 @@ def _megatron(key: str, title: str, flags: tuple[str, ...], variables: Mapping[s
         "MASTER_PORT": str(_free_port()),
         "CUDA_DEVICE_MAX_CONNECTIONS": "1",
     }
+
+
+def _megatron(key: str, title: str, flags: tuple[str, ...], variables: Mapping[str, str]) -> Contestant:
     return Contestant(
-        key, title, ("-m", "benchmarks.workers.megatron", *flags), {**single_process, **variables}
+        key, title, ("-m", "benchmarks.workers.megatron", *flags), {**single_process(), **variables}
     )
 
 
@@ -85,7 +89,7 @@ _KEEP_LARGE_BLOCKS = {
 }
 
 #: What stock upstream needs without TransformerEngine and Apex, and has instead of what it cannot do.
-_STOCK_FLAGS = (
+STOCK_FLAGS = (
     *("--transformer-impl", "local"),
     "--no-rope-fusion",
     "--no-persist-layer-norm",
@@ -94,27 +98,32 @@ _STOCK_FLAGS = (
 )
 
 #: What a script written for GPUs passes; the rest of what it turns on is upstream's default.
-_GPU_FLAGS = ("--moe-grouped-gemm", "--moe-permute-fusion", "--use-flash-attn")
+GPU_FLAGS = ("--moe-grouped-gemm", "--moe-permute-fusion", "--use-flash-attn")
 
 
-def _flags(dtype: str) -> tuple[str, ...]:
+def without_patches() -> dict[str, str]:
+    """The environment of stock upstream: nothing but the translation of the device."""
+    return {"ASCEND_PATCH_DISABLE": ",".join(sorted({patch.id for patch in PATCHES} - NEEDED_TO_START))}
+
+
+def flags(dtype: str, model: Mixtral = MODEL) -> tuple[str, ...]:
     """The same for both: model, batch, optimizer, parallelism."""
     values = {
-        "--num-layers": MODEL.num_layers,
-        "--hidden-size": MODEL.hidden_size,
-        "--ffn-hidden-size": MODEL.ffn_hidden_size,
-        "--num-attention-heads": MODEL.num_attention_heads,
-        "--num-query-groups": MODEL.num_query_groups,
-        "--num-experts": MODEL.num_experts,
-        "--moe-router-topk": MODEL.moe_router_topk,
+        "--num-layers": model.num_layers,
+        "--hidden-size": model.hidden_size,
+        "--ffn-hidden-size": model.ffn_hidden_size,
+        "--num-attention-heads": model.num_attention_heads,
+        "--num-query-groups": model.num_query_groups,
+        "--num-experts": model.num_experts,
+        "--moe-router-topk": model.moe_router_topk,
         "--moe-router-load-balancing-type": "aux_loss",
         "--moe-aux-loss-coeff": workload.AUX_LOSS_COEFF,
         "--moe-token-dispatcher-type": "alltoall",
-        "--vocab-size": MODEL.vocab_size,
+        "--vocab-size": model.vocab_size,
         "--tokenizer-type": "NullTokenizer",
         "--make-vocab-size-divisible-by": 1,
-        "--seq-length": MODEL.seq_length,
-        "--max-position-embeddings": MODEL.seq_length,
+        "--seq-length": model.seq_length,
+        "--max-position-embeddings": model.seq_length,
         "--position-embedding-type": "rope",
         "--normalization": "RMSNorm",
         "--norm-epsilon": workload.NORM_EPSILON,

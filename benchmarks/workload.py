@@ -17,6 +17,21 @@ MODEL = Mixtral(
     vocab_size=32000,
     seq_length=1024,
 )
+#: What ``benchmarks.npu_work`` counts.
+NPU_MODELS = {
+    "tiny": Mixtral(
+        num_layers=2,
+        hidden_size=128,
+        ffn_hidden_size=256,
+        num_attention_heads=8,
+        num_query_groups=4,
+        num_experts=4,
+        moe_router_topk=2,
+        vocab_size=1024,
+        seq_length=128,
+    ),
+    "eighth": MODEL,
+}
 MICRO_BATCH = 2
 TOKENS_PER_STEP = MICRO_BATCH * MODEL.seq_length
 
@@ -37,18 +52,19 @@ class RandomTokens(Dataset):
     ``loss_mask`` (float32 ``[seq]``).
     """
 
-    def __init__(self, num_samples: int) -> None:
+    def __init__(self, num_samples: int, model: Mixtral = MODEL) -> None:
         self._num_samples = num_samples
+        self._model = model
 
     def __len__(self) -> int:
         return self._num_samples
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
         generator = torch.Generator().manual_seed(SEED + int(index))
-        text = torch.randint(MODEL.vocab_size, (MODEL.seq_length + 1,), generator=generator)
+        text = torch.randint(self._model.vocab_size, (self._model.seq_length + 1,), generator=generator)
         return {
             "tokens": text[:-1],
             "labels": text[1:],
-            "position_ids": torch.arange(MODEL.seq_length),
-            "loss_mask": torch.ones(MODEL.seq_length),
+            "position_ids": torch.arange(self._model.seq_length),
+            "loss_mask": torch.ones(self._model.seq_length),
         }

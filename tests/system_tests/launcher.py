@@ -98,6 +98,7 @@ def train(
     processes: int = 1,
     megatron: Path | None = None,
     script: Path | None = None,
+    simulator: Sequence[str] | None = None,
     variables: Mapping[str, str] | None = None,
     timeout: float = 240.0,
     watch: Callable[[str, int], object] | None = None,
@@ -107,6 +108,7 @@ def train(
     Args:
         processes: 1 starts Python directly, which saves torchrun's own start; more go through torchrun.
         megatron: folder to put before the installed Megatron.
+        simulator: options of `ascend-sim run`; None trains on what is there.
         watch: called with every line of output and the id of the process group, while the job runs.
     """
     settings = dict(variables or {})
@@ -120,6 +122,8 @@ def train(
     else:
         torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
         command = [sys.executable, *torchrun, *entry, *arguments]
+    if simulator is not None:
+        command = [sys.executable, "-m", "ascend_sim", "run", *simulator, "--", *command]
     return run(command, environment(megatron, **settings), timeout, watch)
 
 

@@ -1,0 +1,89 @@
+"""The same training on two devices: what must agree, and how closely."""
+
+import json
+from dataclasses import dataclass
+from decimal import Decimal
+from pathlib import Path
+
+from tests.system_tests.launcher import Run, train
+from tests.system_tests.mixtral import EP2, ONE, PP2, TP2_PP2_EP2, TP2_SP, tiny
+
+ITERATIONS = 10
+
+LAYOUTS = {
+    "one": (1, ONE),
+    "tp2_sp": (2, TP2_SP),
+    "ep2": (2, EP2),
+    "pp2": (2, PP2),
+    "vpp2": (2, PP2 | {"num_layers": 4, "num_layers_per_virtual_pipeline_stage": 1}),
+    "tp2_pp2_ep2": (8, TP2_PP2_EP2),
+    "etp2": (2, {"expert_tensor_parallel_size": 2}),
+    "tp2_ep2_etp1": (2, TP2_SP | EP2 | {"expert_tensor_parallel_size": 1}),
+}
+"""Processes and flags by name."""
+
+# Both devices start from the same weights: drawn on the host, from the same generator.
+SAME_WEIGHTS = {"use_cpu_initialization": True, "train_iters": ITERATIONS}
+PRECISIONS = {"fp32": {"bf16": False}, "bf16": {}}
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """Relative differences of the loss that are allowed: in the first iteration, and in any."""
+
+    first: Decimal
+    all: Decimal
+
+
+TOLERANCES = {
+    "fp32": Tolerance(Decimal("1e-6"), Decimal("1e-4")),
+    "bf16": Tolerance(Decimal("1e-2"), Decimal("1e-2")),
+}
+
+
+def train_on(device: str, layout: str, precision: str, folder: Path, **start: object) -> tuple[Run, dict]:
+    """Train a layout for ten iterations on "cpu" or on the simulated "npu".
+
+    Args:
+        folder: for the report of the run.
+        start: passed to :func:`launcher.train`.
+
+    Returns:
+        The run, and its ``patches.json``.
+    """
+    processes, flags = LAYOUTS[layout]
+    report = folder / f"{device}-{layout}-{precision}.json"
+    run = train(
+        tiny(**{**flags, **PRECISIONS[precision], **SAME_WEIGHTS}),
+        processes=processes,
+        simulator=[] if device == "npu" else None,
+        variables={"ASCEND_PATCH_REPORT": str(report), "ASCEND_PATCH_DEVICE": device},
+        timeout=500,
+        **start,
+    ).succeeded()
+    return run, json.loads(report.read_text())
+
+
+def difference(run: Run, reference: Run) -> list[Decimal]:
+    """Relative difference of each iteration's printed loss."""
+    assert sorted(run.iterations) == sorted(reference.iterations) == list(range(1, ITERATIONS + 1)), run.tail()
+    pairs = [(run.iterations[i].loss, reference.iterations[i].loss) for i in sorted(run.iterations)]
+    return [abs(one / other - 1) for one, other in pairs]
+
+
+def check_parity(run: Run, reference: Run, precision: str) -> None:
+    """The losses agree, and both runs learn."""
+    differences, tolerance = difference(run, reference), TOLERANCES[precision]
+    assert differences[0] <= tolerance.first, differences
+    assert max(differences) <= tolerance.all, differences
+    assert run.iterations[ITERATIONS].loss < run.iterations[1].loss - Decimal("0.2")
+
+
+def check_npu_ran(report: dict, without: frozenset[str] = frozenset()) -> None:
+    """Every operator that was called ran its npu variant, except those named in ``without``."""
+    assert report["device"].startswith("npu")
+    for name, operator in report["operators"].items():
+        if name in without or not operator["calls"]:
+            continue
+        for function, calls in operator["calls"].items():
+            assert set(calls) == {"npu"}, f"{name}.{function}: {calls}, {operator['unsupported']}"
