@@ -116,9 +116,7 @@ def register(
         base, _, overload = operator.partition(".")
         if (schema := _schema(namespace, base, overload)) is None:
             continue
-        _library(namespace).impl(
-            operator, functools.partial(launch, entry, schema), "PrivateUse1", allow_override=True
-        )
+        _library(namespace).impl(operator, functools.partial(launch, entry, schema), "PrivateUse1", allow_override=True)
         bound.append(name)
     decompositions.restore(_library("aten"))
     return bound
@@ -134,10 +132,17 @@ def missing_operators() -> list[str]:
 
 #: What torch_npu does for these touches only metadata or allocates: its own kernels stay.
 HOST_ONLY = frozenset(
-    """
-    _npu_storage_resize copy_memory_ empty_with_format empty_with_format.names empty_with_swapped_memory
-    get_npu_format get_storage_size npu_change_data_ptr unsafe_empty_with_format
-    """.split()
+    {
+        "_npu_storage_resize",
+        "copy_memory_",
+        "empty_with_format",
+        "empty_with_format.names",
+        "empty_with_swapped_memory",
+        "get_npu_format",
+        "get_storage_size",
+        "npu_change_data_ptr",
+        "unsafe_empty_with_format",
+    }
 )
 
 
