@@ -14,6 +14,7 @@ _FAMILIES = (
     "grouped_matmul",
     "loss",
     "moe_gating",
+    "moe_gating_v2",
     "moe_permute",
     "moe_permute_routing_map",
     "norm",
