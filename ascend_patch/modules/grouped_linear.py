@@ -3,9 +3,10 @@
 ``TEGroupedMLP`` takes its two linear layers from its spec and needs nothing else of TransformerEngine, so
 recomputation, offloading and the activation stay upstream's. The weight is **one** parameter
 ``[E, out, in]``: grouped kernels (torch, CANN) want it contiguous, and so does a weight gradient that is
-accumulated in place (``gradient_accumulation_fusion``). Checkpoints do not show that: ``state_dict`` writes ``weight0 … weight{E-1}`` as
-TransformerEngine does, ``sharded_state_dict`` what ``SequentialMLP`` and ``TEGroupedMLP`` write, the empty
-``_extra_state`` of each expert included, without which neither of them would load it.
+accumulated in place (``gradient_accumulation_fusion``). Checkpoints do not show that: ``state_dict`` writes
+``weight0 … weight{E-1}`` as TransformerEngine does, ``sharded_state_dict`` what ``SequentialMLP`` and
+``TEGroupedMLP`` write, the empty ``_extra_state`` of each expert included, without which neither of them would
+load it.
 """
 
 from collections.abc import Callable

@@ -33,7 +33,7 @@ def grouped_gemm(
     if x.dtype not in _DTYPES:
         raise Unsupported(f"{x.dtype}; npu_grouped_matmul takes bfloat16, float16 and float32")
     if max(weight.shape[1:]) >= _INNER_LIMIT:
-        raise Unsupported(f"a weight of {tuple(weight.shape)}; npu_grouped_matmul takes dimensions below {_INNER_LIMIT}")
+        raise Unsupported(f"a weight of {tuple(weight.shape)}; npu_grouped_matmul takes sizes below {_INNER_LIMIT}")
     if weight.shape[0] > _MOST_GROUPS:
         raise Unsupported(f"{weight.shape[0]} experts; npu_grouped_matmul takes up to {_MOST_GROUPS}")
     return _GroupedGemm.apply(x, weight, tokens_per_expert, weight_gradient)
@@ -55,10 +55,12 @@ class _GroupedGemm(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
         x, weight, ends = ctx.saved_tensors
-        if ends is None:
-            return torch.empty_like(x), None if ctx.weight_gradient is not None else torch.zeros_like(weight), None, None
-        grad_y = grad_y.contiguous()
         grad_x = grad_weight = None
+        if ends is None:
+            if ctx.weight_gradient is None:
+                grad_weight = torch.zeros_like(weight)
+            return torch.empty_like(x), grad_weight, None, None
+        grad_y = grad_y.contiguous()
         if ctx.needs_input_grad[0]:
             grad_x = _matmul(grad_y, weight, ends, _ROWS)
         if ctx.needs_input_grad[1]:

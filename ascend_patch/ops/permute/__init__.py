@@ -24,9 +24,10 @@ def permute(
             result off, and more continue it with the False entries in the same order.
 
     Returns:
-        ``(permuted [M, H], permuted_probs [M] or None, sorted_indices [M] int64)``; the copies for expert 0
-        come first, each expert's in the order of the tokens, and ``sorted_indices[m]`` is the token that row
-        ``m`` copies.
+        ``(permuted [M, H], permuted_probs [M] or None, sorted_indices [M])``; the copies for expert 0 come first,
+        each expert's in the order of the tokens. ``sorted_indices`` is for :func:`unpermute` alone: in the
+        ``reference`` and ``torch`` variants ``sorted_indices[m]`` is the token that row ``m`` copies (int64), in
+        ``npu`` it is the row of the ``m``-th copy, those of token 0 first (int32).
 
     Gradients flow to ``tokens`` and ``probs``, are deterministic, and are summed over a token's copies in
     float32.
@@ -57,10 +58,11 @@ def unpermute(
 
     Args:
         permuted: ``[M, H]``, floating point.
-        sorted_indices: ``[M]`` int64, from :func:`permute`.
+        sorted_indices: ``[M]``, from :func:`permute`.
         restore_shape: ``(T, H)``.
         probs: ``[T, E]`` or None; each copy is multiplied by its probability first. Needs ``routing_map``.
-        routing_map: ``[T, E]`` bool, the one given to :func:`permute`, with exactly ``M`` True entries.
+        routing_map: ``[T, E]`` bool, the one given to :func:`permute`, with exactly ``M`` True entries; only the
+            ``npu`` variant needs it without ``probs``.
 
     Returns:
         ``[T, H]`` in the dtype of ``permuted``; zero for a token without copies. Sums run in float32 and are

@@ -3,6 +3,7 @@
 from torch import Tensor
 
 from ascend_patch.ops.registry import run
+from ascend_patch.ops.routing_map import set_experts_per_token
 
 
 def topk_softmax(logits: Tensor, topk: int, pre_softmax: bool = False) -> tuple[Tensor, Tensor]:
@@ -20,7 +21,8 @@ def topk_softmax(logits: Tensor, topk: int, pre_softmax: bool = False) -> tuple[
 
     Returns:
         ``(routing_probs [T, E] in the dtype of logits, routing_map [T, E] bool)``, zero and False for the
-        experts that were not chosen. Which of two equal logits wins is ``torch.topk``'s choice.
+        experts that were not chosen. Which of two equal logits wins is the variant's choice. The map carries
+        the promise of :mod:`ascend_patch.ops.routing_map`.
 
     The gradient flows from ``routing_probs`` to ``logits`` and is deterministic. Softmax runs in float32
     (float64 for float64); the relative error stays below 1e-6 (float32) and 1e-2 (bfloat16).
@@ -33,4 +35,6 @@ def topk_softmax(logits: Tensor, topk: int, pre_softmax: bool = False) -> tuple[
             f"topk_softmax: topk is {topk}, logits has shape {tuple(logits.shape)}; "
             "logits must be [T, E] and topk between 1 and E."
         )
-    return run("topk_softmax", "topk_softmax", logits, topk, pre_softmax)
+    routing_probs, routing_map = run("topk_softmax", "topk_softmax", logits, topk, pre_softmax)
+    set_experts_per_token(routing_map, topk)
+    return routing_probs, routing_map
