@@ -1,7 +1,9 @@
 """One thread and a fresh, printed seed for every test of the operators."""
 
+import importlib
 import random
 from collections.abc import Iterator
+from types import ModuleType
 
 import pytest
 import torch
@@ -17,3 +19,9 @@ def _fresh_random_inputs() -> Iterator[None]:
     torch.manual_seed(seed)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def npu(request: pytest.FixtureRequest, npu_device: torch.device) -> ModuleType:
+    """The npu variant of the operator after which the test's folder is named; without torch_npu nothing imports it."""
+    return importlib.import_module(f"ascend_patch.ops.{request.path.parent.name}.npu")
