@@ -18,10 +18,12 @@ _BIAS_DTYPE = {torch.float16: torch.float16, torch.bfloat16: torch.float32, torc
 
 @kernel(
     "npu_grouped_matmul",
-    source=_DOCS + "; group_type 2: aclnnGroupedMatmulV4.md in gitcode.com/cann/ops-transformer, gmm/grouped_matmul",
+    source=_DOCS + "; transposition and group_type 2: aclnn_grouped_matmul.cpp in gitcode.com/cann/ops-transformer, "
+    "gmm/grouped_matmul/op_host/op_api",
     assumes=(
         "Rows are accumulated in float32 and rounded once.",
         "A call without any token is allowed and gives an empty result (group_type 0) or zeros (group_type 2).",
+        "Values of group_list are checked here; the device trusts them.",
         "The quantised and pseudo-quantised forms and the fused activations are not modelled.",
     ),
     ignores=("tuning_config",),
@@ -100,13 +102,11 @@ def npu_grouped_matmul_list(
         require(len(x) == len(weight), f"{len(x)} x and {len(weight)} weight tensors without a group_list")
         results = _pairs(x, weight, bias)
         return [torch.cat(results)] if one_result else results
-    require(len(group_list) > 1, "group_list has length 1, needed: at least 2")
+    length = len(group_list)
+    require(1 < length <= _LONGEST_LIST, f"group_list has length {length}, allowed: 2 to {_LONGEST_LIST}")
+    require(one_result or len(x) == 1, f"split_item is {split_item} with several x and a group_list, allowed: 2, 3")
     sizes = _differences(group_list)
-    if len(x) == 1:
-        joined = _by_rows(x, weight, bias, sizes)
-    else:
-        require(one_result, f"split_item is {split_item} with several x and a group_list, allowed: 2, 3")
-        joined = _by_rows(x, weight, bias, sizes)
+    joined = _by_rows(x, weight, bias, sizes)
     return [joined] if one_result else list(joined.split(sizes))
 
 
@@ -203,10 +203,9 @@ def _check_lists(x: list[torch.Tensor], weight: list[torch.Tensor], bias: list[t
             require(
                 tensor.dtype == x[0].dtype, f"{name} is {short(tensor.dtype)}, needed: {short(x[0].dtype)} like x[0]"
             )
-            require(
-                tensor.shape[-1] < _INNER_LIMIT,
-                f"{name} has size {tensor.shape[-1]} in its last dimension, allowed: less than {_INNER_LIMIT}",
-            )
+            require(tensor.dim() >= 2, f"{name} has {tensor.dim()} dimensions, allowed: at least 2")
+            inner = tensor.shape[-2 if _transposed(tensor) else -1]
+            require(inner < _INNER_LIMIT, f"{name} has inner size {inner}, allowed: less than {_INNER_LIMIT}")
     for tensor in bias or ():
         require_dtype("bias", tensor, (_BIAS_DTYPE[x[0].dtype],))
 
@@ -238,8 +237,7 @@ def _by_rows(
     for tensor in x:
         require_dim("x", tensor, 2)
         require(
-            tensor.stride(1) == 1 or 1 in tensor.shape or tensor.numel() == 0,
-            f"x has strides {tensor.stride()}, a transposed x is not allowed with groups of rows",
+            not _transposed(tensor), f"x has strides {tensor.stride()}: it must not be transposed for groups of rows"
         )
     parts: list[torch.Tensor] = x
     if len(x) == 1:
@@ -264,7 +262,7 @@ def _by_inner_dimension(
     require_dim("x", left, 2)
     require_dim("weight", right, 2)
     require(
-        left.T.is_contiguous(),
+        _transposed(left),
         f"x has shape {tuple(left.shape)} and strides {left.stride()}, with group_type 2 it must be the transposed "
         "view of a contiguous [rows, m] tensor",
     )
@@ -272,6 +270,11 @@ def _by_inner_dimension(
     require(sum(sizes) == left.shape[1], f"group_list covers {sum(sizes)} rows, needed: the {left.shape[1]} of x")
     parts = zip(left.split(sizes, 1), right.split(sizes, 0), strict=True)
     return torch.stack([_product(a, b, None) for a, b in parts])
+
+
+def _transposed(tensor: torch.Tensor) -> bool:
+    """What the operator takes for a transposed view: the last dimension strides over the one before."""
+    return tensor.stride(-2) == 1 and tensor.stride(-1) == tensor.shape[-2] and tensor.shape[-2:] != (1, 1)
 
 
 def _product(left: torch.Tensor, right: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:

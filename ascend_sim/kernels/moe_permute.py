@@ -71,18 +71,17 @@ def npu_moe_token_permute_grad(
 
 @kernel(
     "npu_moe_token_unpermute",
-    source=f"{_CANN}/aclnnMoeTokenUnpermute.md; data types: moe_token_unpermute_def.cpp in "
-    "gitcode.com/cann/ops-transformer, moe/moe_token_unpermute/op_host",
-    assumes=(
-        "Products with the probabilities and their sum are computed in float32 and rounded once.",
-        "Rows that npu_moe_token_permute cut off (num_out_tokens) count as zero.",
-    ),
+    source=f"{_CANN}/aclnnMoeTokenUnpermute.md; data types, rounding and rows not read: moe_token_unpermute_def.cpp "
+    "and moe_token_unpermute.h in gitcode.com/cann/ops-transformer, moe/moe_token_unpermute",
     ignores=("restore_shape",),
 )
 def npu_moe_token_unpermute(
     permuted_tokens: torch.Tensor, sorted_indices: torch.Tensor, probs: torch.Tensor | None, padded_mode: bool
 ) -> torch.Tensor:
-    """Put permuted rows back and sum the copies of a token, weighted by `probs`.
+    """Put permuted rows back and sum the copies of a token in float32, weighted by `probs`.
+
+    Rows with probability zero, and rows that npu_moe_token_permute cut off (num_out_tokens), are not read: whatever
+    they hold counts as zero.
 
     Args:
         permuted_tokens: ``[rows, hidden]``, float16, bfloat16 or float32.
@@ -96,7 +95,7 @@ def npu_moe_token_unpermute(
     topk = _check_permuted(permuted_tokens, sorted_indices, probs, padded_mode)
     gathered = _gather(wide(permuted_tokens), sorted_indices).unflatten(0, (-1, topk))
     if probs is not None:
-        gathered = gathered * wide(probs).unsqueeze(-1)
+        gathered = _weighted(gathered, wide(probs).unsqueeze(-1))
     return gathered.sum(1).to(permuted_tokens.dtype)
 
 
@@ -196,3 +195,8 @@ def _gather(rows: torch.Tensor, sorted_indices: torch.Tensor) -> torch.Tensor:
         return rows.index_select(0, sorted_indices)
     padded = torch.cat((rows, rows.new_zeros(1, rows.shape[1])))
     return padded.index_select(0, sorted_indices.clamp(max=rows.shape[0]))
+
+
+def _weighted(rows: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """``rows * weight``, zero where the weight is, even for rows that are not finite."""
+    return torch.where(weight != 0, rows * weight, 0.0)

@@ -81,6 +81,10 @@ def npu_moe_token_permute_with_routing_map_grad(
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Gradients of tokens ``[tokens_num, hidden]`` and probabilities ``[tokens_num, experts_num]``."""
     require_dtype("permuted_token_out_grad", permuted_token_out_grad)
+    require(
+        permuted_token_out_grad.shape[0] > 0 or tokens_num == 0,
+        f"permuted_token_out_grad is empty for {tokens_num} tokens: the device leaves the result unset",
+    )
     require_shape("routing_map", routing_map, (tokens_num, experts_num))
     require_shape("sorted_indices", sorted_indices, (permuted_token_out_grad.shape[0],))
     gradient, indices = wide(permuted_token_out_grad), sorted_indices.long()
@@ -254,6 +258,9 @@ def _check_unpermute(
     require_indices("sorted_indices", sorted_indices, rows)
     topk = rows // tokens if tokens else 0
     require(topk * tokens == rows, f"permuted_tokens has {rows} rows, needed: a multiple of {tokens} tokens")
+    require(
+        rows > 0 or tokens == 0, f"permuted_tokens is empty for {tokens} tokens: the device leaves the result unset"
+    )
     require(topk <= _LARGEST_TOPK, f"topk is {topk}, allowed: at most {_LARGEST_TOPK}")
     _check_uniform(routing_map, topk)
     return topk

@@ -26,7 +26,9 @@ def npu_rms_norm(input: torch.Tensor, gamma: torch.Tensor, epsilon: float) -> tu
         The normalised tensor, and the reciprocal root mean square in float32, ``[*, 1, …]``.
     """
     _check(input, gamma)
-    return _normalise(input, gamma, epsilon)
+    values = wide(input)
+    rstd = _rstd(values, gamma, epsilon)
+    return (values * rstd * wide(gamma)).to(input.dtype), rstd
 
 
 @kernel(
@@ -53,8 +55,8 @@ def npu_rms_norm_backward(
 
 @kernel(
     "npu_add_rms_norm",
-    source=f"{_DOCS}/torch_npu-npu_add_rms_norm.md (Ascend/op-plugin 26.0.0)",
-    assumes=("The sum is rounded to the inputs' data type before it is normalised.",),
+    source=f"{_DOCS}/torch_npu-npu_add_rms_norm.md (Ascend/op-plugin 26.0.0); rounding: add_rms_norm.h in "
+    "gitcode.com/cann/ops-nn, norm/add_rms_norm/op_kernel",
 )
 def npu_add_rms_norm(
     x1: torch.Tensor, x2: torch.Tensor, gamma: torch.Tensor, epsilon: float
@@ -62,15 +64,18 @@ def npu_add_rms_norm(
     """RMS norm of ``x1 + x2``: normalised tensor, reciprocal root mean square (float32), sum.
 
     All three inputs share one data type, ``x1`` and ``x2`` one shape, and none is empty. torch_npu has no gradient
-    for this operator.
+    for this operator. The normalised value is rounded to the data type before it is multiplied by gamma; of bfloat16
+    inputs the unrounded sum is normalised.
     """
     _check(x1, gamma)
     require_same_dtype(x1=x1, x2=x2, gamma=gamma)
     require_shape("x2", x2, tuple(x1.shape))
     require(x1.numel() > 0, f"x1 is empty {tuple(x1.shape)}, this operator takes no empty tensor")
     total = x1 + x2
-    normalised, rstd = _normalise(total, gamma, epsilon)
-    return normalised, rstd, total
+    values = wide(x1) + wide(x2) if x1.dtype == torch.bfloat16 else wide(total)
+    rstd = _rstd(values, gamma, epsilon)
+    normalised = (values * rstd).to(x1.dtype)
+    return (wide(normalised) * wide(gamma)).to(x1.dtype), rstd, total
 
 
 def _check(input: torch.Tensor, gamma: torch.Tensor) -> None:
@@ -84,8 +89,6 @@ def _check(input: torch.Tensor, gamma: torch.Tensor) -> None:
     )
 
 
-def _normalise(input: torch.Tensor, gamma: torch.Tensor, epsilon: float) -> tuple[torch.Tensor, torch.Tensor]:
-    trailing = tuple(range(input.dim() - gamma.dim(), input.dim()))
-    values = wide(input)
-    rstd = torch.rsqrt(values.square().mean(trailing, keepdim=True) + epsilon)
-    return (values * rstd * wide(gamma)).to(input.dtype), rstd
+def _rstd(values: torch.Tensor, gamma: torch.Tensor, epsilon: float) -> torch.Tensor:
+    trailing = tuple(range(values.dim() - gamma.dim(), values.dim()))
+    return torch.rsqrt(values.square().mean(trailing, keepdim=True) + epsilon)
