@@ -202,7 +202,7 @@ def test_a_call_that_fails_is_not_counted(monkeypatch):
 
 
 @pytest.mark.parametrize("operator", registry.OPERATORS)
-@pytest.mark.parametrize("variant", ["reference", "torch"])
+@pytest.mark.parametrize("variant", ["reference", "torch", pytest.param("npu", marks=pytest.mark.npu)])
 def test_variants_have_the_functions_of_the_package(operator, variant):
     package = importlib.import_module(f"ascend_patch.ops.{operator}")
     module = importlib.import_module(f"ascend_patch.ops.{operator}.{variant}")
