@@ -18,8 +18,8 @@ def cross_entropy(
     Args:
         vocab_parallel_logits: ``[..., V / tp]``, floating point, this rank's part of the vocabulary. bfloat16
             needs no conversion beforehand.
-        target: ``[...]`` int64, indices into the whole vocabulary. A target that no rank holds contributes as
-            if its logit were the row's maximum; mask such a loss.
+        target: ``[...]`` int64, indices into the whole vocabulary. A target that no rank holds has a finite
+            loss without meaning, in most variants as if its logit were the row's maximum; mask such a loss.
         label_smoothing: ``a`` in ``[0, 1)``: the target gets the weight ``1 - a``, every other token
             ``a / (V - 1)``. With several ranks the mean runs over the whole vocabulary (upstream's over each
             rank's part).

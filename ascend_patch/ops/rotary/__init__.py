@@ -1,7 +1,8 @@
 """Rotary position embedding (Su et al. 2021, arXiv:2104.09864) as TransformerEngine's fused kernels compute it.
 
 Megatron calls those kernels ``fused_apply_rotary_pos_emb`` and ``fused_apply_rotary_pos_emb_thd``. Unlike
-Megatron's unfused code they keep cosine and sine in float32 and round only the result.
+Megatron's unfused code they keep cosine and sine in float32 and round only the result; the npu variant rounds these
+as well.
 """
 
 from torch import Tensor

@@ -14,7 +14,7 @@ def swiglu(x: Tensor, probs: Tensor | None = None) -> Tensor:
             entry. This is how Megatron applies the routing probabilities inside the experts.
 
     Returns:
-        ``[..., F]`` in the dtype of ``x``; rounded once, at the end.
+        ``[..., F]`` in the dtype of ``x``; rounded once, at the end, and on npu before ``probs`` as well.
 
     Gradients flow to ``x`` and ``probs``, in their dtypes, and are deterministic. Against a float64
     evaluation the relative error stays below 1e-5 (float32) and 1e-2 (bfloat16).
