@@ -1,9 +1,15 @@
 """Adam as Apex and TransformerEngine have it: one step count for a parameter group, one kernel for all of it."""
 
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 
 from ascend_patch.engine.errors import AscendPatchError
-from ascend_patch.ops.adam import adam_step
+from ascend_patch.ops.adam import adam_step, joins_neighbours
+
+_STATE = ("exp_avg", "exp_avg_sq")
 
 
 class FusedAdam(torch.optim.Optimizer):
@@ -40,6 +46,12 @@ class FusedAdam(torch.optim.Optimizer):
         defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
         super().__init__(params, defaults | {"bias_correction": bias_correction})
         self.adam_w_mode = adam_w_mode
+        self._state_was_loaded = False
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """As :meth:`torch.optim.Optimizer.load_state_dict`, which replaces every tensor of the state."""
+        super().load_state_dict(state_dict)
+        self._state_was_loaded = True
 
     @torch.no_grad()
     def step(self, closure=None):
@@ -54,11 +66,7 @@ class FusedAdam(torch.optim.Optimizer):
                 continue
             # A loaded checkpoint may bring the count as a tensor.
             group["step"] = int(group.get("step", 0)) + 1
-            for p in params:
-                state = self.state[p]
-                if not state:
-                    state["exp_avg"] = torch.zeros_like(p)
-                    state["exp_avg_sq"] = torch.zeros_like(p)
+            self._prepare_state(params)
             adam_step(
                 params,
                 [p.grad for p in params],
@@ -72,4 +80,51 @@ class FusedAdam(torch.optim.Optimizer):
                 adam_w_mode=self.adam_w_mode,
                 bias_correction=group["bias_correction"],
             )
+        self._state_was_loaded = False
         return loss
+
+    def _prepare_state(self, params: list[torch.Tensor]) -> None:
+        """Give those of ``params`` a state that have none yet."""
+        if joins_neighbours():
+            without = [p for p in params if self._state_was_loaded or not self.state[p]]
+            if without:
+                lay_out_side_by_side(without, [self.state[p] for p in without])
+            return
+        for p in params:
+            for name in _STATE:
+                if name not in self.state[p]:
+                    self.state[p][name] = torch.zeros_like(p)
+
+
+@torch.no_grad()
+def lay_out_side_by_side(params: Sequence[torch.Tensor], states: Sequence[dict[str, Any]]) -> None:
+    """Move the state of ``params``, and the parameters themselves, to where one follows on the other.
+
+    Their order is that of the gradients in memory, which upstream's buffers decide. A parameter that shares its
+    storage with others, in upstream's parameter buffer for one, stays where it is. Values are kept; a state that is
+    missing becomes zero.
+
+    Args:
+        params: parameters with gradients.
+        states: ``exp_avg`` and ``exp_avg_sq`` of each, or nothing; filled in place.
+    """
+    alike: dict[Any, list[tuple[torch.Tensor, dict[str, Any]]]] = defaultdict(list)
+    for p, state in zip(params, states, strict=True):
+        alike[p.device, p.dtype].append((p, state))
+    for (device, dtype), members in alike.items():
+        members.sort(key=lambda member: member[0].grad.data_ptr())  # type: ignore[union-attr]
+        total = sum(p.numel() for p, _ in members)
+        for name in _STATE:
+            flat, start = torch.zeros(total, device=device, dtype=dtype), 0
+            for p, state in members:
+                place = flat[start : start + p.numel()].view(p.shape)
+                if name in state:
+                    place.copy_(state[name])
+                state[name] = place
+                start += p.numel()
+        movable = [p for p, _ in members if p.untyped_storage().nbytes() == p.numel() * p.element_size()]
+        flat, start = torch.empty(sum(p.numel() for p in movable), device=device, dtype=dtype), 0
+        for p in movable:
+            place = flat[start : start + p.numel()].view(p.shape)
+            p.data = place.copy_(p)
+            start += p.numel()

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from ascend_patch.ops.registry import run
+from ascend_patch.ops.registry import implementation, run
 
 
 def adam_step(
@@ -61,3 +61,8 @@ def adam_step(
         adam_w_mode=adam_w_mode,
         bias_correction=bias_correction,
     )
+
+
+def joins_neighbours() -> bool:
+    """Whether :func:`adam_step` gains from tensors that follow on each other in memory, all four lists alike."""
+    return getattr(implementation("adam"), "JOINS_NEIGHBOURS", False)

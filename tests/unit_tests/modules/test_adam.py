@@ -9,6 +9,12 @@ from ascend_patch.engine.errors import AscendPatchError
 from tests.unit_tests.ops.checks import relative_error
 
 
+@pytest.fixture(autouse=True, params=[False, True], ids=["apart", "side by side"])
+def _layout(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both layouts of the state; the second is the one for npu."""
+    monkeypatch.setattr("ascend_patch.modules.adam.joins_neighbours", lambda: request.param)
+
+
 def parameters() -> list[torch.nn.Parameter]:
     return [torch.nn.Parameter(torch.randn(shape)) for shape in ((17, 9), (5,), (3,))]
 
@@ -88,3 +94,44 @@ def test_options_of_transformer_engine_are_refused() -> None:
         FusedAdam(parameters(), master_weights=True)
     with pytest.raises(AscendPatchError, match="capturable"):
         FusedAdam(parameters(), capturable=True)
+
+
+def test_laid_out_side_by_side() -> None:
+    """In the order of the gradients, values kept; what shares its storage with others stays where it is."""
+    from ascend_patch.modules.adam import lay_out_side_by_side
+
+    shapes = [(4, 3), (5,), (2, 2)]
+    joint = torch.randn(9)
+    params = [torch.nn.Parameter(torch.randn(4, 3)), torch.nn.Parameter(joint[2:7]), torch.randn(2, 2)]
+    gradients = torch.randn(21).split([4, 5, 12])  # those of the last parameter come first
+    for p, gradient in zip(params, reversed(gradients), strict=True):
+        p.grad = gradient.view(p.shape)
+    values = [p.detach().clone() for p in params]
+    states: list[dict] = [{"exp_avg": torch.randn(4, 3), "exp_avg_sq": torch.rand(4, 3)}, {}, {}]
+    kept = dict(states[0])
+    lay_out_side_by_side(params, states)
+
+    for p, value, shape in zip(params, values, shapes, strict=True):
+        assert torch.equal(p, value) and p.shape == shape
+    assert params[1].untyped_storage().data_ptr() == joint.untyped_storage().data_ptr()
+    assert params[0].data_ptr() == params[2].data_ptr() + 4 * params[2].element_size()
+    for name in ("exp_avg", "exp_avg_sq"):
+        assert torch.equal(states[0][name], kept[name])
+        assert not states[1][name].any() and not states[2][name].any()
+        assert [state[name].storage_offset() for state in states] == [9, 4, 0]
+        assert len({state[name].untyped_storage().data_ptr() for state in states}) == 1
+
+
+def test_a_loaded_state_is_laid_out_again() -> None:
+    """Loading replaces the tensors; the next step brings them back together where that helps."""
+    from ascend_patch.modules import adam
+
+    params = parameters()[:2]
+    optimizer = adam.FusedAdam(params)
+    for p in params:
+        p.grad = torch.randn_like(p)
+    optimizer.step()
+    optimizer.load_state_dict(optimizer.state_dict())
+    optimizer.step()
+    storages = {optimizer.state[p]["exp_avg"].untyped_storage().data_ptr() for p in params}
+    assert len(storages) == (1 if adam.joins_neighbours() else 2)
