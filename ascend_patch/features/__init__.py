@@ -19,6 +19,7 @@ from ascend_patch.features import (
     rope,
     router,
     spec,
+    split_sizes,
 )
 
 #: Every patch, in the order of the catalogue.
@@ -30,6 +31,7 @@ PATCHES: tuple[Patch, ...] = (
     *activation.PATCHES,
     *router.PATCHES,
     *dispatcher.PATCHES,
+    *split_sizes.PATCHES,
     *experts.PATCHES,
     *loss.PATCHES,
     *optimizer.PATCHES,

@@ -56,6 +56,7 @@ ROWS = (
     Row(("activation.swiglu",)),
     Row(("moe.router_topk",)),
     Row(("moe.permute",), without={"moe_permute_fusion": False}, why="the fusion needs the patch"),
+    Row(("moe.split_sizes",)),
     Row(("moe.grouped_gemm",), trained=True, why="upstream draws the initial weights expert by expert"),
     Row(("loss.cross_entropy",)),
     Row(("optimizer.adam",)),
