@@ -9,5 +9,5 @@ from setuptools import find_packages, setup
 setup(
     packages=[*find_packages(include=["ascend_patch", "ascend_patch.*", "ascend_sim", "ascend_sim.*"]), "ascend_patch.patches"],
     package_dir={"ascend_patch": "ascend_patch", "ascend_patch.patches": "patches", "ascend_sim": "ascend_sim"},
-    package_data={"ascend_patch.patches": ["*.toml", "*.md"], "ascend_sim": ["csrc/*"]},
+    package_data={"ascend_patch.patches": ["*.toml", "*.md", "torch_npu/*.toml"], "ascend_sim": ["csrc/*"]},
 )

@@ -8,10 +8,17 @@ import sys
 from collections.abc import Sequence
 
 from ascend_patch import __version__
-from ascend_patch.commands import contract, doctor, drift, explain, status
+from ascend_patch.commands import contract, doctor, drift, explain, operators, status
 from ascend_patch.engine.errors import AscendPatchError
 
-_COMMANDS = {"status": status, "explain": explain, "drift": drift, "doctor": doctor, "contract": contract}
+_COMMANDS = {
+    "status": status,
+    "explain": explain,
+    "drift": drift,
+    "operators": operators,
+    "doctor": doctor,
+    "contract": contract,
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
