@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from packaging.version import InvalidVersion, Version
+from packaging.version import Version
 
 from ascend_patch.commands.machine import Machine
-from ascend_patch.compat import upstream
+from ascend_patch.compat import torch_npu, upstream
 from ascend_patch.config import Config
 from ascend_patch.engine.contract import Contract
 from ascend_patch.engine.errors import AscendPatchError
@@ -21,8 +21,6 @@ Check = Callable[[Machine], "Iterator[Finding]"]
 MINIMUM_PYTHON = (3, 12)
 # Beside megatron-core, to train with upstream's pretrain_gpt.py.
 TRAINING_NEEDS = ("einops", "psutil", "pybind11", "sentencepiece", "tiktoken", "transformers")
-# From here on torch_npu and a CUDA build of PyTorch register the same allocator key, and the import aborts.
-FIRST_TORCH_WITH_ALLOCATOR_CLASH = (2, 13)
 
 
 @dataclass(frozen=True)
@@ -64,24 +62,32 @@ def torch(machine: Machine) -> Iterator[Finding]:
     if npu is None:
         yield Finding("torch_npu", "ok", "not installed; not needed for cpu and cuda")
         return
-    minor = _minor(version)
-    if _minor(npu) != minor:
-        need = ".".join(map(str, minor))
-        step = f"Install a matching pair, for example `pip install 'torch_npu=={need}.*'`."
-        yield Finding("torch_npu", "error", f"{npu} beside PyTorch {version}", step)
-    elif cuda and minor >= FIRST_TORCH_WITH_ALLOCATOR_CLASH:
+    yield _pairing(machine, version, npu, cuda)
+    yield from _cann(machine, npu)
+
+
+def _pairing(machine: Machine, version: str, npu: str, cuda: str | None) -> Finding:
+    """Do torch_npu, PyTorch and Python go together?"""
+    minor = torch_npu.minor(version)
+    pythons, python = torch_npu.PYTHONS.get(minor, ()), ".".join(map(str, machine.python))
+    if not minor or torch_npu.minor(npu) != minor:
+        return Finding("torch_npu", "error", f"{npu} beside PyTorch {version}", torch_npu.advice(version))
+    if cuda and Version(minor).release >= torch_npu.FIRST_TORCH_WITH_ALLOCATOR_CLASH:
         step = "Install the CPU build of PyTorch: its index is https://download.pytorch.org/whl/cpu."
-        yield Finding(
-            "torch_npu", "error", f"{npu} cannot be loaded beside a CUDA build of PyTorch {version}", step
-        )
-    else:
-        yield Finding("torch_npu", "ok", npu)
-    yield from _cann(machine)
+        found = f"{npu} cannot be loaded beside a CUDA build of PyTorch {version}"
+        return Finding("torch_npu", "error", found, step)
+    if pythons and python not in pythons:
+        step = f"Use Python {', '.join(pythons)}: for others torch_npu is not published."
+        return Finding("torch_npu", "warning", f"{npu} on Python {python}", step)
+    if torch_npu.torch_of(npu) != version.partition("+")[0]:
+        found = f"{npu} is built for PyTorch {torch_npu.torch_of(npu)}, and this is {version}"
+        return Finding("torch_npu", "warning", found, torch_npu.advice(version))
+    return Finding("torch_npu", "ok", npu)
 
 
-def _cann(machine: Machine) -> Iterator[Finding]:
+def _cann(machine: Machine, npu: str) -> Iterator[Finding]:
     if any((folder / "libhccl.so").exists() for folder in machine.library_path):
-        yield Finding("CANN", "ok", _cann_version(machine.cann))
+        yield _cann_pairing(machine.cann, npu)
         return
     where = f"{machine.cann} is set up" if machine.cann else "no toolkit is set up in this shell"
     yield Finding(
@@ -93,13 +99,23 @@ def _cann(machine: Machine) -> Iterator[Finding]:
     )
 
 
+def _cann_pairing(toolkit: Path | None, npu: str) -> Finding:
+    found, needed = _cann_version(toolkit), torch_npu.cann_of(npu)
+    if not found:
+        return Finding("CANN", "ok", f"at {toolkit or 'LD_LIBRARY_PATH'}, its version is not stated")
+    if torch_npu.older(found, needed):
+        step = f"Install CANN {needed} or newer, or an older torch_npu: docs/ascend.md has the pairs."
+        return Finding("CANN", "warning", f"{found} is older than {needed}, which torch_npu {npu} goes with", step)
+    return Finding("CANN", "ok", f"{found} at {toolkit}")
+
+
 def _cann_version(toolkit: Path | None) -> str:
     for file in sorted(toolkit.glob("*/ascend_toolkit_install.info")) if toolkit else []:
         for line in file.read_text(encoding="utf-8").splitlines():
             name, _, value = line.partition("=")
             if name == "version":
-                return f"{value} at {toolkit}"
-    return f"at {toolkit or 'LD_LIBRARY_PATH'}, its version is not stated"
+                return value.strip()
+    return ""
 
 
 def megatron(machine: Machine) -> Iterator[Finding]:
@@ -216,10 +232,3 @@ CHECKS: tuple[Check, ...] = (
     training_needs,
     activation,
 )
-
-
-def _minor(version: str) -> tuple[int, ...]:
-    try:
-        return Version(version).release[:2]
-    except InvalidVersion:
-        return ()

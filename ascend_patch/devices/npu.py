@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 
 import torch
 
+from ascend_patch.compat.torch_npu import advice as pairing_advice
 from ascend_patch.devices.base import Unavailable
 from ascend_patch.devices.substitute import Substitutions
 
@@ -32,8 +33,8 @@ class NpuDevice:
         if importlib.util.find_spec("torch_npu") is None:
             return Unavailable(
                 "torch_npu is not installed in this Python environment",
-                f"Install the torch_npu release for PyTorch {torch.__version__.split('+')[0]} "
-                "(`pip install torch_npu`; the first two version numbers must be those of PyTorch) and CANN.",
+                f"Install CANN and the torch_npu release for this PyTorch. {pairing_advice(torch.__version__)} "
+                "Without an NPU, run the command under `ascend-sim run -- …`.",
             )
         try:
             torch_npu = importlib.import_module("torch_npu")
@@ -76,12 +77,13 @@ def _cannot_load(error: Exception) -> Unavailable:
     if ".so" in message:
         return Unavailable(
             f"torch_npu cannot be loaded because a library of CANN is missing: {message}",
-            "Install CANN and run `source /usr/local/Ascend/ascend-toolkit/set_env.sh` in this shell.",
+            "Install CANN and run `source /usr/local/Ascend/ascend-toolkit/set_env.sh` in this shell. Without an "
+            "NPU, run the command under `ascend-sim run -- …`.",
             broken=True,
         )
     return Unavailable(
         f"torch_npu cannot be imported: {type(error).__name__}: {message}",
-        f"Check that the first two version numbers of torch_npu are those of PyTorch {torch.__version__}.",
+        f"torch_npu and PyTorch must be of one release. {pairing_advice(torch.__version__)}",
         broken=True,
     )
 

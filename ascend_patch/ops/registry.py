@@ -21,6 +21,7 @@ from collections.abc import Mapping
 from types import ModuleType
 from typing import Any
 
+from ascend_patch.compat import torch_npu
 from ascend_patch.engine.errors import AscendPatchError
 
 logger = logging.getLogger(__name__)
@@ -166,13 +167,17 @@ def _portable_instead(operator: str, variant: str, error: Unsupported) -> Module
 
 
 def _load(operator: str, variant: str) -> ModuleType:
-    return importlib.import_module(f"ascend_patch.ops.{operator}.{variant}")
+    module = importlib.import_module(f"ascend_patch.ops.{operator}.{variant}")
+    reason = torch_npu.problem(operator) if variant == "npu" else None
+    if reason is not None:
+        raise Unsupported(reason)
+    return module
 
 
 def _load_named(operator: str, variant: str) -> ModuleType:
     try:
         return _load(operator, variant)
-    except ImportError as error:
+    except (ImportError, Unsupported) as error:
         raise ValueError(
             f"The {variant} variant of the operator {operator} was asked for but cannot be loaded ({error}). "
             f"It has: {', '.join(_existing(operator))}. Name one of these, or none to let the device decide."
@@ -188,7 +193,7 @@ def _load_preferred(operator: str, preferences: tuple[str, ...], missing: dict[s
             continue
         try:
             return _load(operator, variant)
-        except ImportError as error:
+        except (ImportError, Unsupported) as error:
             logger.warning("operator %s: its %s variant cannot be loaded (%s)", operator, variant, error)
     return _load(operator, last)
 

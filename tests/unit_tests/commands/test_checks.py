@@ -45,7 +45,8 @@ def torch_build(folder: Path, cuda: str | None) -> Path:
     ("torch", "npu", "cuda", "level"),
     [
         ("2.9.1", "2.9.1", None, "ok"),
-        ("2.9.1+cpu", "2.9.0.post2", None, "ok"),
+        ("2.9.0+cpu", "2.9.0.post2", None, "ok"),
+        ("2.9.1", "2.9.0.post2", None, "warning"),
         ("2.9.1", "2.9.1", "12.8", "ok"),
         ("2.10.0", "2.9.1", None, "error"),
         ("2.13.0", "2.13.0", "13.0", "error"),
@@ -60,6 +61,20 @@ def test_torch_pairing(tmp_path, torch, npu, cuda, level):
         library_path=(tmp_path / "lib",),
     )
     assert summary(checks.torch, machine) == {"PyTorch": "ok", "torch_npu": level, "CANN": "ok"}
+
+
+@pytest.mark.parametrize(("python", "level"), [((3, 12), "ok"), ((3, 13), "ok"), ((3, 14), "warning")])
+def test_torch_npu_pairs_with_python(tmp_path, python, level):
+    distributions = {"torch": "2.9.1", "torch-npu": "2.9.1"}
+    machine = Machine(python=python, distributions=distributions, path=(torch_build(tmp_path, None),))
+    assert summary(checks.torch, machine)["torch_npu"] == level
+
+
+def test_a_mismatch_is_answered_with_the_pairs(tmp_path):
+    machine = Machine(distributions={"torch": "2.9.0", "torch-npu": "2.7.1"}, path=(torch_build(tmp_path, None),))
+    (finding,) = (finding for finding in checks.torch(machine) if finding.check == "torch_npu")
+    assert finding.found == "2.7.1 beside PyTorch 2.9.0"
+    assert "torch_npu 2.9.0.post6 with CANN 9.1.0" in finding.next_step
 
 
 def test_torch_missing_and_torch_npu_without_cann(tmp_path):
@@ -77,6 +92,15 @@ def test_cann_version(tmp_path):
     distributions = {"torch": "2.9.1", "torch-npu": "2.9.1"}
     machine = Machine(distributions=distributions, cann=tmp_path, library_path=(tmp_path / "lib",))
     assert list(checks.torch(machine))[-1].found == f"8.3.RC1 at {tmp_path}"
+
+
+@pytest.mark.parametrize(("npu", "cann", "level"), [("2.9.0.post6", "9.0.0", "warning"), ("2.9.0", "9.1.0", "ok")])
+def test_cann_pairs_with_torch_npu(tmp_path, npu, cann, level):
+    put(tmp_path, "lib/libhccl.so")
+    put(tmp_path, "x86_64-linux/ascend_toolkit_install.info", text=f"version={cann}\n")
+    distributions = {"torch": "2.9.0", "torch-npu": npu}
+    machine = Machine(distributions=distributions, cann=tmp_path, library_path=(tmp_path / "lib",))
+    assert summary(checks.torch, machine)["CANN"] == level
 
 
 def test_no_megatron():

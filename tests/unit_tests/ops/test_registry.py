@@ -108,6 +108,7 @@ def test_operators_that_are_named_or_have_the_variant_are_not_in_that_line(monke
     existing(monkeypatch, {"swiglu": ["npu"]})
     load = importlib.import_module
     monkeypatch.setattr(registry.importlib, "import_module", lambda name: load(name.replace(".npu", ".reference")))
+    monkeypatch.setattr(registry.torch_npu, "problem", lambda operator: None)
     with caplog.at_level(logging.INFO, logger=registry.__name__):
         registry.select("npu", {"adam": "reference"})
     (record,) = caplog.records
@@ -199,6 +200,29 @@ def test_a_call_that_fails_is_not_counted(monkeypatch):
     with pytest.raises(RuntimeError, match="out of memory"):
         swiglu(torch.randn(3, 4))
     assert registry.report()["swiglu"]["calls"] == {}
+
+
+@pytest.fixture
+def npu_lacks_an_argument(monkeypatch):
+    """swiglu has an npu variant, and the torch_npu that is installed has not what it calls."""
+    existing(monkeypatch, {"swiglu": ["npu"]})
+    load = importlib.import_module
+    monkeypatch.setattr(registry.importlib, "import_module", lambda name: load(name.replace(".npu", ".reference")))
+    monkeypatch.setattr(registry.torch_npu, "problem", lambda operator: "npu_swiglu: it has no argument dim")
+
+
+def test_a_variant_that_does_not_fit_torch_npu_is_passed_over(npu_lacks_an_argument, caplog):
+    with caplog.at_level(logging.WARNING, logger=registry.__name__):
+        assert registry.select("npu")["swiglu"] == "torch"
+    (record,) = caplog.records
+    assert record.getMessage() == (
+        "operator swiglu: its npu variant cannot be loaded (npu_swiglu: it has no argument dim)"
+    )
+
+
+def test_a_named_variant_that_does_not_fit_torch_npu_is_an_error(npu_lacks_an_argument):
+    with pytest.raises(ValueError, match="npu variant of the operator swiglu was asked for .* no argument dim"):
+        registry.select("npu", {"swiglu": "npu"})
 
 
 @pytest.mark.parametrize("operator", registry.OPERATORS)
