@@ -4,10 +4,10 @@ from pathlib import Path
 
 import torch
 
-# torch_npu's own kernels for these only touch metadata or allocate: no device is asked to compute.
+# torch_npu's own kernels for these only touch metadata, allocate or copy: no device is asked to compute.
 _HOST_ONLY = frozenset(
     """
-    _npu_storage_resize _pin_memory _reshape_alias as_strided as_strided_ contiguous copy_memory_ empty.memory_format
+    _copy_from_and_resize _npu_storage_resize _pin_memory _reshape_alias as_strided as_strided_ contiguous copy_memory_ empty.memory_format
     empty_like empty_strided empty_with_format empty_with_format.names empty_with_swapped_memory get_npu_format
     get_storage_size is_pinned npu_change_data_ptr record_stream resize_ resize_as_ set_ set_.source_Storage
     set_.source_Storage_storage_offset set_.source_Tensor squeeze squeeze.dim unfold unsafe_empty_with_format view

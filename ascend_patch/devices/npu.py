@@ -8,13 +8,14 @@ import functools
 import importlib
 import importlib.util
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import Any, ClassVar
 
 import torch
 
 from ascend_patch.compat.torch_npu import advice as pairing_advice
+from ascend_patch.devices import compilation, hccl
 from ascend_patch.devices.base import Unavailable
 from ascend_patch.devices.substitute import Substitutions
 
@@ -91,12 +92,29 @@ def _cannot_load(error: Exception) -> Unavailable:
 def _complete(substitutions: Substitutions, torch_npu: ModuleType) -> None:
     """Add what transfer_to_npu does not map."""
     # tensor_parallel.random reads them to fork the generator of the device.
-    substitutions.set(torch.cuda, "default_generators", torch_npu.npu.default_generators)
+    substitutions.set(torch.cuda, "default_generators", _DefaultGenerators(torch_npu.npu))
     # The optimizers compare parameter.type() with "torch.cuda.FloatTensor" and its like.
     substitutions.wrap(torch.Tensor, "type", _type)
     # get_device_arch_version() reads .major, which the properties of an NPU do not have.
     substitutions.wrap(torch.cuda, "get_device_properties", _with_compute_capability)
     substitutions.set(torch.cuda, "get_device_capability", lambda device=None: (8, 0))
+    compilation.install(substitutions)
+    hccl.install(substitutions)
+
+
+class _DefaultGenerators(Sequence):
+    """``torch.npu.default_generators``, which is empty until the NPU is initialized: done by the first use."""
+
+    def __init__(self, npu: ModuleType) -> None:
+        self._npu = npu
+
+    def __getitem__(self, index: Any) -> Any:
+        self._npu.init()
+        return self._npu.default_generators[index]
+
+    def __len__(self) -> int:
+        self._npu.init()
+        return len(self._npu.default_generators)
 
 
 def _type(type_: Callable) -> Callable:

@@ -15,15 +15,15 @@ LAYOUTS = {
     "tp2_sp": (2, TP2_SP),
     "ep2": (2, EP2),
     "pp2": (2, PP2),
-    "vpp2": (2, PP2 | {"num_layers": 4, "num_layers_per_virtual_pipeline_stage": 1}),
+    "vpp2": (2, PP2 | {"num_layers_per_virtual_pipeline_stage": 1}),
     "tp2_pp2_ep2": (8, TP2_PP2_EP2),
     "etp2": (2, {"expert_tensor_parallel_size": 2}),
     "tp2_ep2_etp1": (2, TP2_SP | EP2 | {"expert_tensor_parallel_size": 1}),
 }
 """Processes and flags by name."""
 
-# Both devices start from the same weights: drawn on the host, from the same generator.
-SAME_WEIGHTS = {"use_cpu_initialization": True, "train_iters": ITERATIONS}
+# Both devices, and every layout, start from one checkpoint: what a device draws from its own generator differs.
+SHAPE = {"num_layers": 4, "train_iters": ITERATIONS}
 PRECISIONS = {"fp32": {"bf16": False}, "bf16": {}}
 
 
@@ -41,20 +41,29 @@ TOLERANCES = {
 }
 
 
-def train_on(device: str, layout: str, precision: str, folder: Path, **start: object) -> tuple[Run, dict]:
+def save_weights(folder: Path, precision: str, **start: object) -> Path:
+    """Train one iteration on the host; returns the checkpoint, without the optimizer's state."""
+    save = folder / f"weights-{precision}"
+    changes = {"train_iters": 1, "save": save, "save_interval": 1, "no_save_optim": True, "no_save_rng": True}
+    variables = {"ASCEND_PATCH_DEVICE": "cpu"}
+    train(tiny(**{**SHAPE, **PRECISIONS[precision], **changes}), variables=variables, **start).succeeded()
+    return save
+
+
+def train_on(device: str, layout: str, precision: str, weights: Path, **start: object) -> tuple[Run, dict]:
     """Train a layout for ten iterations on "cpu" or on the simulated "npu".
 
     Args:
-        folder: for the report of the run.
+        weights: from :func:`save_weights`; reports go beside it.
         start: passed to :func:`launcher.train`.
 
     Returns:
         The run, and its ``patches.json``.
     """
     processes, flags = LAYOUTS[layout]
-    report = folder / f"{device}-{layout}-{precision}.json"
+    report = weights.parent / f"{device}-{layout}-{precision}.json"
     run = train(
-        tiny(**{**flags, **PRECISIONS[precision], **SAME_WEIGHTS}),
+        tiny(**{**SHAPE, **flags, **PRECISIONS[precision], "load": weights, "finetune": True}),
         processes=processes,
         simulator=[] if device == "npu" else None,
         variables={"ASCEND_PATCH_REPORT": str(report), "ASCEND_PATCH_DEVICE": device},

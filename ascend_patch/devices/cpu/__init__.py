@@ -9,7 +9,7 @@ streams            ``torch.cuda.Stream``, ``Event``
 memory             the memory figures, measured on the process
 tensors            factories, ``Tensor.to`` and its like, type names, ``torch.load``, autocast
 data               ``DataLoader``
-compilation        ``torch.compile``, ``torch.jit.script``
+compilation        ``torch.compile``, ``torch.jit.script`` (shared with npu, one package up)
 profiling          ``torch.profiler``, NVTX markers
 process_groups     ``nccl`` to ``gloo``, device meshes
 collectives        uneven ``all_gather`` and ``reduce_scatter``, list ``all_to_all``
@@ -21,11 +21,11 @@ unsupported        CUDA graphs, memory pools and snapshots, sensors, the CUDA pr
 
 from typing import ClassVar
 
+from ascend_patch.devices import compilation
 from ascend_patch.devices.base import Unavailable
 from ascend_patch.devices.cpu import (
     allocator,
     collectives,
-    compilation,
     data,
     memory,
     one_rank,

@@ -1,8 +1,9 @@
-"""``torch.compile`` and ``torch.jit.script`` return the function as it is.
+"""``torch.compile`` and ``torch.jit.script`` return the function as it is, where ``torch.cuda`` is translated.
 
-Both would have to see through the translated factories: TorchScript refuses Python wrappers around operators,
-and Dynamo has its own notion of CUDA streams and generators. What upstream compiles are element-wise fusions;
-the operators that matter here have implementations of their own in ``ascend_patch.ops``.
+On the host both would have to see through the translated factories: TorchScript refuses Python wrappers around
+operators, and Dynamo has its own notion of CUDA streams and generators. On an NPU the Triton that PyTorch brings
+asks for libcuda. What upstream compiles are element-wise fusions; the operators that matter here have
+implementations of their own in ``ascend_patch.ops``.
 """
 
 from collections.abc import Callable
