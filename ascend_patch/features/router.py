@@ -23,6 +23,21 @@ def topk_routing_with_score_function(original: Callable) -> Callable:
     return routing
 
 
+def compute_routing_scores_for_aux_loss(original: Callable) -> Callable:
+    """``logits [T, E]`` -> ``(routing_map [T, E], scores [T, E])`` for softmax scores; the rest is upstream's."""
+
+    @wraps(original)
+    def scores(logits, topk, score_function, fused=False, padding_mask=None):
+        # Upstream's scores are float32 whatever the logits are; the operator's are float64 for float64.
+        if score_function != "softmax" or fused or padding_mask is not None or logits.element_size() > 4:
+            return original(logits, topk, score_function, fused, padding_mask)
+        from ascend_patch.ops.topk_softmax import balancing_scores
+
+        return balancing_scores(logits, topk)
+
+    return scores
+
+
 #: What ``te_general_gemm`` is where TransformerEngine is missing, from 0.17 on.
 NO_GENERAL_GEMM = None
 
@@ -48,6 +63,19 @@ PATCHES = (
             "form (--moe-router-fusion) is TransformerEngine's."
         ),
         remove_when="upstream's unfused router is one kernel on npu.",
+        when=without_transformer_engine,
+    ),
+    Patch(
+        id="moe.router_aux_loss",
+        target="megatron.core.transformer.moe.moe_utils:compute_routing_scores_for_aux_loss",
+        impl="ascend_patch.features.router:compute_routing_scores_for_aux_loss",
+        mode="wrap",
+        upstream=">=0.16.1,<0.20",
+        reason=(
+            "The balancing losses route a second time: softmax, top-k, and a map made in four steps; its fused form "
+            "(--moe-router-fusion) is TransformerEngine's."
+        ),
+        remove_when="upstream's unfused scores are one kernel on npu.",
         when=without_transformer_engine,
     ),
 )

@@ -55,6 +55,7 @@ ROWS = (
     Row(("rope.fused",), without={"no_rope_fusion": True}, why="the fusion needs the patch"),
     Row(("activation.swiglu",)),
     Row(("moe.router_topk",)),
+    Row(("moe.router_aux_loss",)),
     Row(("moe.permute",), without={"moe_permute_fusion": False}, why="the fusion needs the patch"),
     Row(("moe.split_sizes",)),
     Row(("moe.grouped_gemm",), trained=True, why="upstream draws the initial weights expert by expert"),
@@ -66,6 +67,8 @@ ROWS = (
         why="the fusion needs the patch",
     ),
     Row(("optimizer.multi_tensor_scale",)),
+    Row(("optimizer.multi_tensor_norm",)),
+    Row(("optimizer.loss_scale", "training.statistics", "training.validation")),
     Row(
         (
             "arguments.cpu",

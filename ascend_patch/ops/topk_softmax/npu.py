@@ -25,15 +25,23 @@ _SOFTMAX_FIRST, _TOPK_FIRST = 0, 1
 
 def topk_softmax(logits: Tensor, topk: int, pre_softmax: bool = False) -> tuple[Tensor, Tensor]:
     """See :func:`ascend_patch.ops.topk_softmax.topk_softmax`."""
+    _check(logits, topk)
+    return (_SoftmaxThenTopk if pre_softmax else _TopkThenSoftmax).apply(logits, topk)
+
+
+def balancing_scores(logits: Tensor, topk: int) -> tuple[Tensor, Tensor]:
+    """See :func:`ascend_patch.ops.topk_softmax.balancing_scores`."""
+    _check(logits, topk)
+    return _BalancingScores.apply(logits, topk)
+
+
+def _check(logits: Tensor, topk: int) -> None:
     if logits.dtype not in _DTYPES:
-        raise Unsupported(
-            f"{logits.dtype}; npu_moe_gating_top_k_softmax_v2 takes bfloat16, float16 and float32"
-        )
+        raise Unsupported(f"{logits.dtype}; npu_moe_gating_top_k_softmax_v2 takes bfloat16, float16 and float32")
     if topk > _LARGEST_TOPK:
         raise Unsupported(f"top-k of {topk}; npu_moe_gating_top_k_softmax_v2 takes up to {_LARGEST_TOPK}")
     if logits.shape[0] == 0:
         raise Unsupported("no tokens; npu_moe_gating_top_k_softmax_v2 takes at least one")
-    return (_SoftmaxThenTopk if pre_softmax else _TopkThenSoftmax).apply(logits, topk)
 
 
 class _TopkThenSoftmax(torch.autograd.Function):
@@ -60,10 +68,7 @@ class _TopkThenSoftmax(torch.autograd.Function):
 class _SoftmaxThenTopk(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, logits: Tensor, topk: int) -> tuple[Tensor, Tensor]:
-        _, experts, softmax = torch_npu.npu_moe_gating_top_k_softmax_v2(
-            logits, k=topk, renorm=_SOFTMAX_FIRST, output_softmax=True
-        )
-        routing_map = _one_hot(experts, logits.shape[1]).any(dim=1)
+        softmax, routing_map = _softmax_and_map(logits, topk)
         ctx.save_for_backward(softmax, routing_map)
         ctx.mark_non_differentiable(routing_map)
         return (softmax * routing_map).to(logits.dtype), routing_map
@@ -73,6 +78,30 @@ class _SoftmaxThenTopk(torch.autograd.Function):
     def backward(ctx: Any, grad_probs: Tensor, _: Tensor) -> tuple[Tensor, None]:
         softmax, routing_map = ctx.saved_tensors
         return _softmax_gradient(grad_probs.float() * routing_map, softmax).to(grad_probs.dtype), None
+
+
+class _BalancingScores(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, topk: int) -> tuple[Tensor, Tensor]:
+        softmax, routing_map = _softmax_and_map(logits, topk)
+        ctx.save_for_backward(softmax)
+        ctx.mark_non_differentiable(routing_map)
+        ctx.dtype = logits.dtype
+        return routing_map, softmax
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, _: Tensor, grad_scores: Tensor) -> tuple[Tensor, None]:
+        (softmax,) = ctx.saved_tensors
+        return _softmax_gradient(grad_scores, softmax).to(ctx.dtype), None
+
+
+def _softmax_and_map(logits: Tensor, topk: int) -> tuple[Tensor, Tensor]:
+    """Softmax over all experts in float32, and where its ``topk`` largest are; each ``[T, E]``."""
+    _, experts, softmax = torch_npu.npu_moe_gating_top_k_softmax_v2(
+        logits, k=topk, renorm=_SOFTMAX_FIRST, output_softmax=True
+    )
+    return softmax, _one_hot(experts, logits.shape[1]).any(dim=1)
 
 
 def _one_hot(experts: Tensor, num_experts: int) -> Tensor:

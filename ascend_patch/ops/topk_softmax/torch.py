@@ -7,6 +7,9 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ascend_patch.ops.numerics import accumulation_dtype
+from ascend_patch.ops.topk_softmax.reference import balancing_scores
+
+__all__ = ["balancing_scores", "topk_softmax"]
 
 
 def topk_softmax(logits: Tensor, topk: int, pre_softmax: bool = False) -> tuple[Tensor, Tensor]:

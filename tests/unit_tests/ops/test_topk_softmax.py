@@ -4,7 +4,10 @@ from functools import partial
 
 import pytest
 import torch
-from megatron.core.transformer.moe.moe_utils import topk_routing_with_score_function
+from megatron.core.transformer.moe.moe_utils import (
+    compute_routing_scores_for_aux_loss,
+    topk_routing_with_score_function,
+)
 
 from ascend_patch.ops import topk_softmax as package
 from ascend_patch.ops.topk_softmax import reference
@@ -76,3 +79,34 @@ def test_bad_topk(topk):
 def test_bad_logits():
     with pytest.raises(ValueError, match=r"logits must be \[T, E\]"):
         partial(package.topk_softmax, topk=1)(torch.randn(2, 3, 4))
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("tokens", "experts", "topk"), [(11, 8, 2), (5, 7, 7), (1, 1, 1), (0, 4, 2)])
+def test_balancing_scores_and_gradient(variant, dtype, tokens, experts, topk):
+    check_against_float64(
+        lambda logits: variant.balancing_scores(logits, topk)[1],
+        lambda logits: reference.balancing_scores(logits, topk)[1],
+        distinct_logits(tokens, experts, dtype),
+    )
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_balancing_scores_as_upstream(variant, dtype):
+    logits = torch.randn(30, 8).to(dtype).requires_grad_()
+    routing_map, scores = variant.balancing_scores(logits, 2)
+    expected_map, expected_scores = compute_routing_scores_for_aux_loss(logits, 2, "softmax")
+    assert torch.equal(routing_map, expected_map) and routing_map.dtype == torch.bool
+    assert scores.dtype == expected_scores.dtype == torch.float32
+    torch.testing.assert_close(scores, expected_scores)
+    grad = torch.randn(30, 8)
+    found, expected = (torch.autograd.grad(s, logits, grad)[0] for s in (scores, expected_scores))
+    torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("topk", [0, 6])
+def test_balancing_scores_of_too_many_experts(topk):
+    with pytest.raises(ValueError, match=f"balancing_scores: topk is {topk}"):
+        package.balancing_scores(torch.randn(4, 5), topk)

@@ -37,6 +37,21 @@ def test_probabilities_and_gradients(npu, npu_device, dtype, pre_softmax, tokens
     assert not probs.cpu()[~expected_map].any()
 
 
+@pytest.mark.parametrize("dtype", [FLOAT32, BFLOAT16])
+@pytest.mark.parametrize(("tokens", "experts", "topk"), [(37, 8, 2), (1, 8, 2), (5, 3, 3), (4, 1, 1)])
+def test_balancing_scores_and_gradients(npu, npu_device, dtype, tokens, experts, topk):
+    logits = distinct_logits(tokens, experts, dtype)
+    check_on_npu(
+        lambda t: npu.balancing_scores(t, topk)[1],
+        lambda t: reference.balancing_scores(t, topk)[1],
+        [logits],
+        npu_device,
+    )
+    routing_map, scores = npu.balancing_scores(logits.to(npu_device), topk)
+    assert scores.dtype == FLOAT32
+    assert torch.equal(routing_map.cpu(), reference.balancing_scores(logits, topk)[0])
+
+
 @pytest.mark.parametrize("pre_softmax", [False, True])
 def test_equal_logits(npu, npu_device, pre_softmax):
     """Whichever of the equals win: as many as asked for, with the same share, and the gradient of that choice."""
