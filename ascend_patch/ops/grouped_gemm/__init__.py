@@ -1,4 +1,7 @@
-"""Grouped matrix multiplication: the rows of each expert times that expert's weight."""
+"""Grouped matrix multiplication: the rows of each expert times that expert's weight.
+
+And the weight gradient of a layer without groups, summed where the gradients of all micro-batches are.
+"""
 
 from collections.abc import Sequence
 
@@ -50,3 +53,25 @@ def grouped_gemm(
             f"{weight_gradient.stride()}; it must be contiguous and of the shape of weight, {tuple(weight.shape)}."
         )
     return run("grouped_gemm", "grouped_gemm", x, weight, counts, weight_gradient)
+
+
+def add_weight_gradient(x: Tensor, grad_y: Tensor, weight_gradient: Tensor) -> None:
+    """``weight_gradient += grad_y.T @ x``, for a layer ``y = x @ weight.T``.
+
+    Args:
+        x: ``[T, K]``, floating point.
+        grad_y: ``[T, N]``, same dtype.
+        weight_gradient: ``[N, K]``, of any floating point dtype; changed in place.
+
+    Products of bfloat16 are summed in float32, and in float32 ``weight_gradient`` where the hardware can; otherwise
+    their sum is rounded to bfloat16 first. Deterministic.
+
+    Raises:
+        ValueError: the shapes do not fit.
+    """
+    if x.dim() != 2 or grad_y.dim() != 2 or weight_gradient.shape != (grad_y.shape[1], x.shape[1]):
+        raise ValueError(
+            f"add_weight_gradient: x has shape {tuple(x.shape)}, grad_y {tuple(grad_y.shape)}, weight_gradient "
+            f"{tuple(weight_gradient.shape)}; allowed are [T, K], [T, N] and [N, K]."
+        )
+    run("grouped_gemm", "add_weight_gradient", x, grad_y, weight_gradient)

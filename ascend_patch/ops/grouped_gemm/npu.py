@@ -3,7 +3,8 @@
 ``npu_grouped_matmul`` has no autograd formula in torch_npu, so this one is ours. The ends of the groups are a
 tensor on the device: the operator's other form, a list on the host, cannot group along K, which the weight
 gradient needs. Their copy to the device is asynchronous and shared by the two layers of an expert, forward and
-backward. Operators: aclnnGroupedMatmulV4/V5 (group types 0 and 2) and aclnnGroupedMatmulAdd of CANN's ops-transformer.
+backward. ``npu_grouped_matmul_add_`` sums a weight gradient in place, in float32, also that of a single group.
+Operators: aclnnGroupedMatmulV4/V5 (group types 0 and 2) and aclnnGroupedMatmulAdd of CANN's ops-transformer.
 """
 
 from functools import lru_cache
@@ -20,6 +21,8 @@ from ascend_patch.ops.registry import Unsupported
 _DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 _INNER_LIMIT = 65536
 """The last dimension of each operand must be smaller; transposed, that is its other dimension in memory."""
+_SMALLEST = 2
+"""The operator tells a transposed view by its strides, which those of a single row or column do not show."""
 _MOST_GROUPS = 1024
 
 _ROWS, _REDUCTION = 0, 2
@@ -32,11 +35,21 @@ def grouped_gemm(
     """See :func:`ascend_patch.ops.grouped_gemm.grouped_gemm`."""
     if x.dtype not in _DTYPES:
         raise Unsupported(f"{x.dtype}; npu_grouped_matmul takes bfloat16, float16 and float32")
-    if max(weight.shape[1:]) >= _INNER_LIMIT:
-        raise Unsupported(f"a weight of {tuple(weight.shape)}; npu_grouped_matmul takes sizes below {_INNER_LIMIT}")
+    if not all(_SMALLEST <= size < _INNER_LIMIT for size in weight.shape[1:]):
+        raise Unsupported(
+            f"a weight of {tuple(weight.shape)}; npu_grouped_matmul takes sizes of {_SMALLEST} to {_INNER_LIMIT - 1}"
+        )
     if weight.shape[0] > _MOST_GROUPS:
         raise Unsupported(f"{weight.shape[0]} experts; npu_grouped_matmul takes up to {_MOST_GROUPS}")
     return _GroupedGemm.apply(x, weight, tokens_per_expert, weight_gradient)
+
+
+def add_weight_gradient(x: Tensor, grad_y: Tensor, weight_gradient: Tensor) -> None:
+    """See :func:`ascend_patch.ops.grouped_gemm.add_weight_gradient`. One group, where the operator takes it."""
+    if not _adds_in_place(x, weight_gradient):
+        weight_gradient.add_(grad_y.t().mm(x))
+    elif x.shape[0]:
+        torch_npu.npu_grouped_matmul_add_(weight_gradient, grad_y, x, _ends((x.shape[0],), x.device))
 
 
 class _GroupedGemm(torch.autograd.Function):
@@ -70,7 +83,7 @@ class _GroupedGemm(torch.autograd.Function):
 
 def _weight_gradient(grad_y: Tensor, x: Tensor, ends: Tensor, accumulated: Tensor | None) -> Tensor | None:
     """``grad_y[e].T @ x[e]`` for every expert, ``[E, N, K]``; None if it went into ``accumulated``."""
-    if accumulated is not None and accumulated.dtype == torch.float32 and x.dtype != torch.float32:
+    if accumulated is not None and _adds_in_place(x, accumulated):
         # The operator adds to one matrix: that of all experts, one above the other.
         torch_npu.npu_grouped_matmul_add_(accumulated.view(-1, x.shape[1]), grad_y, x, ends)
         return None
@@ -81,12 +94,18 @@ def _weight_gradient(grad_y: Tensor, x: Tensor, ends: Tensor, accumulated: Tenso
     return None
 
 
+def _adds_in_place(x: Tensor, accumulated: Tensor) -> bool:
+    """Whether npu_grouped_matmul_add_ sums products of the dtype of ``x`` there."""
+    halves = (torch.bfloat16, torch.float16)
+    return x.dtype in halves and accumulated.dtype == torch.float32 and accumulated.is_contiguous()
+
+
 def _matmul(a: Tensor, b: Tensor, ends: Tensor, group_type: int) -> Tensor:
     (product,) = torch_npu.npu_grouped_matmul([a], [b], group_list=ends, split_item=3, group_type=group_type)
     return product
 
 
-@lru_cache(maxsize=4)
+@lru_cache(maxsize=32)
 def _ends(counts: tuple[int, ...], device: torch.device) -> Tensor:
     """Where the rows of each expert end, ``[E]`` int64."""
     return torch.tensor(list(accumulate(counts)), dtype=torch.int64).to(device, non_blocking=True)

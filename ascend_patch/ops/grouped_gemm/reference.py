@@ -16,6 +16,11 @@ def grouped_gemm(
     return torch.cat(parts)
 
 
+def add_weight_gradient(x: Tensor, grad_y: Tensor, weight_gradient: Tensor) -> None:
+    """See :func:`ascend_patch.ops.grouped_gemm.add_weight_gradient`."""
+    weight_gradient.add_(grad_y.t().mm(x))
+
+
 class _AddGradientTo(torch.autograd.Function):
     """The tensor itself, whose gradient is added to another instead of flowing on."""
 

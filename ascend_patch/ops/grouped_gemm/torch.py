@@ -12,6 +12,10 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from ascend_patch.ops.grouped_gemm.reference import add_weight_gradient
+
+__all__ = ["add_weight_gradient", "grouped_gemm"]
+
 
 def grouped_gemm(
     x: Tensor, weight: Tensor, tokens_per_expert: list[int], weight_gradient: Tensor | None = None

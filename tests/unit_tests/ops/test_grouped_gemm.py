@@ -149,3 +149,20 @@ def test_weight_gradient_that_does_not_fit():
         package.grouped_gemm(x, weight, [2, 1], torch.zeros(2, 16, 8).transpose(1, 2))
     with pytest.raises(ValueError, match="weight_gradient has shape"):
         package.grouped_gemm(x, weight, [2, 1], torch.zeros(16, 16))
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("accumulated_dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("tokens", [0, 1, 13])
+def test_weight_gradient_of_a_layer_without_groups(variant, dtype, accumulated_dtype, tokens):
+    x, grad_y = torch.randn(tokens, 5).to(dtype), torch.randn(tokens, 7).to(dtype)
+    found = torch.randn(7, 5).to(accumulated_dtype)
+    expected = found.double() + grad_y.double().t() @ x.double()
+    variant.add_weight_gradient(x, grad_y, found)
+    assert relative_error(found, expected) <= max(TOLERANCES[dtype], TOLERANCES[accumulated_dtype])
+
+
+def test_weight_gradient_of_shapes_that_do_not_fit():
+    with pytest.raises(ValueError, match=r"weight_gradient \(5, 7\); allowed are \[T, K\], \[T, N\] and \[N, K\]"):
+        package.add_weight_gradient(torch.zeros(3, 5), torch.zeros(3, 7), torch.zeros(5, 7))

@@ -38,7 +38,7 @@ def check(npu, counts, inputs, device):
 
 @pytest.mark.parametrize("dtype", [FLOAT32, BFLOAT16])
 @pytest.mark.parametrize("counts", COUNTS.values(), ids=COUNTS)
-@pytest.mark.parametrize(("n", "k"), [(32, 16), (3, 5), (1, 1)])
+@pytest.mark.parametrize(("n", "k"), [(32, 16), (3, 5), (2, 2)])
 def test_product_and_gradients(npu, npu_device, dtype, counts, n, k):
     check(npu, counts, operands(counts, n, k, dtype), npu_device)
 
@@ -105,6 +105,24 @@ def test_weight_gradient_is_added_where_asked(npu, npu_device, dtype, accumulate
     assert relative_error(accumulated.cpu(), before + 2 * expected_weight) <= tolerance
 
 
+@pytest.mark.parametrize(("tokens", "n", "k"), [(13, 7, 5), (1, 64, 32), (24, 1536, 1024), (0, 3, 2)])
+def test_weight_gradient_of_a_layer_without_groups(npu, npu_device, tokens, n, k):
+    """Also where `T` is not its memory's first dimension, as that of a sequence parallel gradient may be."""
+    x, grad_y, before = torch.randn(tokens, k).bfloat16(), torch.randn(n, tokens).bfloat16().t(), torch.randn(n, k)
+    found = before.to(npu_device)
+    npu.add_weight_gradient(x.to(npu_device), grad_y.to(npu_device), found)
+    expected = before.double() + grad_y.double().t() @ x.double()
+    assert relative_error(found.cpu(), expected) <= TOLERANCES[FLOAT32]
+
+
+@pytest.mark.parametrize(("dtype", "accumulated_dtype"), [(FLOAT32, FLOAT32), (BFLOAT16, BFLOAT16)])
+def test_weight_gradient_that_the_operator_does_not_sum(npu, npu_device, dtype, accumulated_dtype):
+    x, grad_y = torch.randn(9, 5).to(dtype), torch.randn(9, 7).to(dtype)
+    found = torch.zeros(7, 5, dtype=accumulated_dtype, device=npu_device)
+    npu.add_weight_gradient(x.to(npu_device), grad_y.to(npu_device), found)
+    assert relative_error(found.cpu(), grad_y.double().t() @ x.double()) <= TOLERANCES[dtype]
+
+
 def test_frozen_weight_leaves_what_is_accumulated(npu, npu_device):
     x, weight = (t.to(npu_device) for t in operands([2, 3], 6, 4, BFLOAT16))
     accumulated = torch.zeros(weight.shape, device=npu_device)
@@ -116,9 +134,11 @@ def test_frozen_weight_leaves_what_is_accumulated(npu, npu_device):
     ("shape", "dtype", "message"),
     [
         ((1, 4, 8), torch.float64, "torch.float64; npu_grouped_matmul takes bfloat16"),
-        ((1, 65536, 1), FLOAT32, r"\(1, 65536, 1\); npu_grouped_matmul takes sizes below 65536"),
-        ((1, 1, 65536), FLOAT32, "sizes below 65536"),
-        ((1025, 1, 1), FLOAT32, "1025 experts; npu_grouped_matmul takes up to 1024"),
+        ((1, 65536, 2), FLOAT32, r"\(1, 65536, 2\); npu_grouped_matmul takes sizes of 2 to 65535"),
+        ((1, 2, 65536), FLOAT32, "sizes of 2 to 65535"),
+        ((1, 1, 8), FLOAT32, "sizes of 2 to 65535"),
+        ((1, 8, 1), FLOAT32, "sizes of 2 to 65535"),
+        ((1025, 2, 2), FLOAT32, "1025 experts; npu_grouped_matmul takes up to 1024"),
     ],
 )
 def test_what_the_operator_does_not_take(npu, npu_device, shape, dtype, message):
