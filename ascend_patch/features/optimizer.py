@@ -15,11 +15,27 @@ def _accumulate(total_input, grad_output, main_grad) -> None:
 
 
 def local_multi_tensor_scale(chunk_size, noop_flag, tensor_lists, scale) -> None:
-    """Apex's ``multi_tensor_scale``: ``target = source * scale`` for the pairs of the two ``tensor_lists``."""
+    """Apex's ``multi_tensor_scale``: ``target = source * scale`` for the pairs of the two ``tensor_lists``.
+
+    Without a temporary, and on a device in one launch where all is in place (clipping); otherwise one for each pair.
+    """
     import torch
 
-    for source, target in zip(*tensor_lists, strict=True):
+    sources, targets = tensor_lists
+    if len(sources) == len(targets) and all(source is target for source, target in zip(sources, targets, strict=True)):
+        if targets:
+            torch._foreach_mul_(targets, scale)
+        return
+    for source, target in zip(sources, targets, strict=True):
         torch.mul(source, scale, out=target)
+
+
+def local_multi_tensor_l2_norm(chunk_size, noop_flag, tensor_lists, per_tensor, *args):
+    """Apex's ``multi_tensor_l2norm`` without norms of single tensors: ``([1], None)``; nothing leaves the device."""
+    import torch
+
+    tensors = [t for tensors in tensor_lists for t in tensors]
+    return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(tensors))).reshape(1), None
 
 
 #: What upstream calls of Apex's extension of that name, whatever the dtype of ``main_grad``.
@@ -67,10 +83,21 @@ PATCHES = (
         upstream=">=0.16.1,<0.20",
         reason=(
             "Gradient clipping scales into a new tensor and copies that back: float32 memory of the largest "
-            "parameter, and three passes instead of one."
+            "parameter, and three passes instead of one; two launches for each parameter instead of one for all."
         ),
         remove_when="upstream scales in place where Apex and TransformerEngine are missing.",
         when=without_fused_optimizer,
         consumers=("megatron.core.optimizer.clip_grads:clip_grad_by_total_norm_fp32",),
+    ),
+    Patch(
+        id="optimizer.multi_tensor_norm",
+        target="megatron.core.utils:local_multi_tensor_l2_norm",
+        impl=f"{_HERE}:local_multi_tensor_l2_norm",
+        mode="replace",
+        upstream=">=0.16.1,<0.20",
+        reason="The norm of each gradient is copied to the host, which waits for as many kernels as there are weights.",
+        remove_when="upstream reduces the norms on the device where Apex and TransformerEngine are missing.",
+        when=without_fused_optimizer,
+        consumers=("megatron.core.optimizer.clip_grads:get_grad_norm_fp32",),
     ),
 )
