@@ -4,16 +4,20 @@ from pathlib import Path
 
 import torch
 
-# torch_npu's own kernels for these only touch metadata, allocate or copy: no device is asked to compute.
-_HOST_ONLY = frozenset(
-    """
-    _copy_from_and_resize _npu_storage_resize _pin_memory _reshape_alias as_strided as_strided_ contiguous copy_memory_ empty.memory_format
-    empty_like empty_strided empty_with_format empty_with_format.names empty_with_swapped_memory get_npu_format
-    get_storage_size is_pinned npu_change_data_ptr record_stream resize_ resize_as_ set_ set_.source_Storage
-    set_.source_Storage_storage_offset set_.source_Tensor squeeze squeeze.dim unfold unsafe_empty_with_format view
-    view_as_complex view_as_real
-    """.split()
+#: torch_npu's own kernels for these only touch metadata, allocate, copy or call others: no device is asked to compute.
+# fmt: off
+HOST_ONLY = frozenset(
+    {
+        "_copy_from_and_resize", "_npu_storage_resize", "_pin_memory", "_reshape_alias", "as_strided",
+        "as_strided_", "contiguous", "copy_memory_", "empty.memory_format", "empty_like", "empty_strided",
+        "empty_with_format", "empty_with_format.names", "empty_with_swapped_memory", "get_npu_format",
+        "get_storage_size", "is_pinned", "npu_change_data_ptr", "npu_format_cast", "record_stream", "resize_",
+        "resize_as_", "set_", "set_.source_Storage", "set_.source_Storage_storage_offset", "set_.source_Tensor",
+        "squeeze", "squeeze.dim", "unfold", "unsafe_empty_with_format", "view", "view_as_complex",
+        "view_as_real",
+    }
 )
+# fmt: on
 
 
 def load(libraries: Path) -> None:
@@ -28,9 +32,10 @@ def install() -> None:
     this, and replace what is refused here.
     """
     for name_space in ("aten", "npu"):
-        on_host, refused = [], []
+        on_host: list[str] = []
+        refused: list[str] = []
         for name in _registered(name_space):
-            if name in _HOST_ONLY:
+            if name in HOST_ONLY:
                 continue
             on_cpu = torch._C._dispatch_has_computed_kernel_for_dispatch_key(f"{name_space}::{name}", "CPU")
             (on_host if on_cpu and name_space == "aten" else refused).append(name)

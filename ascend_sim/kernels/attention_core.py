@@ -47,8 +47,13 @@ class Attention:
         Raises:
             ConstraintError: A query sees no key where the operator does not provide for that.
         """
-        blocks = [self._forward_block(*block) for block in self._blocks()]
-        output, maximum, total = (torch.cat(parts, 3) for parts in zip(*blocks, strict=True))
+        rows = self._query.shape[:4]
+        maximum, total = self._query.new_empty(rows), self._query.new_empty(rows)
+        output = self._query.new_empty(*rows, self._value.shape[-1])
+        for block in self._blocks():
+            inside = slice(*block[0])
+            results = self._forward_block(*block)
+            output[:, :, :, inside], maximum[:, :, :, inside], total[:, :, :, inside] = results
         return self._ungroup(output), self._ungroup(maximum), self._ungroup(total)
 
     def backward(

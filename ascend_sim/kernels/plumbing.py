@@ -13,7 +13,6 @@ _PLAIN_FORMATS = {-1: "UNDEFINED", 0: "NCHW", 2: "ND", 30: "NCDHW"}
 
 
 @kernel(
-    "npu_format_cast",
     "_npu_format_cast",
     source=f"{_DOCS}/（beta）torch_npu-npu_format_cast.md",
     assumes=("Formats that order the elements as strides do (ND, NCHW, NCDHW) change nothing; others are refused.",),
@@ -63,6 +62,19 @@ def matmul_backward(
             grad_other = (left.mT @ gradient).sum_to_size(right.shape)
         grad_other = grad_other.reshape(other.shape)
     return grad_self, grad_other
+
+
+@kernel(
+    "npu_gather_backward",
+    source=f"the derivative of torch.gather; called by torch_npu's autograd, {_DERIVATIVES}",
+)
+def npu_gather_backward(
+    grad: torch.Tensor, self_size: list[int], dim: int, index: torch.Tensor, sparse_grad: bool
+) -> torch.Tensor:
+    """Gradient of the tensor that was gathered from, of size `self_size`: the sum over the index's repetitions."""
+    if sparse_grad:
+        raise NotModelled("sparse_grad=True is not modelled")
+    return wide(grad).new_zeros(self_size).scatter_add_(dim, index, wide(grad)).to(grad.dtype)
 
 
 @kernel("npu_linear", source="Ascend/op-plugin 26.0.0 op_plugin/ops/aclops/LinearKernelNpu.cpp")

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from ascend_sim.dispatch import HOST_ONLY
 from ascend_sim.errors import ConstraintError, KernelError, NotModelled
 
 KernelFunction = Callable[..., Any]
@@ -127,23 +128,8 @@ def missing_operators() -> list[str]:
     import ascend_sim.kernels  # noqa: F401  (fills the table)
 
     registered = torch._C._dispatch_get_registrations_for_dispatch_key("PrivateUse1")
-    return sorted(n for n in registered if n.startswith("npu::") and n not in KERNELS and n[5:] not in HOST_ONLY)
-
-
-#: What torch_npu does for these touches only metadata or allocates: its own kernels stay.
-HOST_ONLY = frozenset(
-    {
-        "_npu_storage_resize",
-        "copy_memory_",
-        "empty_with_format",
-        "empty_with_format.names",
-        "empty_with_swapped_memory",
-        "get_npu_format",
-        "get_storage_size",
-        "npu_change_data_ptr",
-        "unsafe_empty_with_format",
-    }
-)
+    elsewhere = KERNELS.keys() | {f"npu::{name}" for name in HOST_ONLY}
+    return sorted(name for name in registered if name.startswith("npu::") and name not in elsewhere)
 
 
 def assumptions_markdown() -> str:
