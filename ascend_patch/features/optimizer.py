@@ -11,7 +11,9 @@ TRUE, FALSE = True, False
 
 def _accumulate(total_input, grad_output, main_grad) -> None:
     """``main_grad += grad_output.T @ total_input``; ``[n, in]``, ``[n, out]`` and ``[out, in]``."""
-    main_grad.add_(grad_output.t().mm(total_input))
+    from ascend_patch.ops.grouped_gemm import add_weight_gradient
+
+    add_weight_gradient(total_input, grad_output, main_grad)
 
 
 def local_multi_tensor_scale(chunk_size, noop_flag, tensor_lists, scale) -> None:
