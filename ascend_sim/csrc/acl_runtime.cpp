@@ -122,17 +122,19 @@ aclError create_stream(aclrtStream* stream) {
   return ACL_SUCCESS;
 }
 
-std::atomic<uint64_t> synchronizations{0};
+using OnSynchronize = void (*)(const char* what);
+std::atomic<OnSynchronize> on_synchronize{nullptr};
 
-aclError synchronize() {
-  ++synchronizations;
+// Streams have nothing left to do when the host waits for them; that it waits is counted.
+aclError synchronize(const char* what) {
+  if (const OnSynchronize count = on_synchronize.load()) count(what);
   return ACL_SUCCESS;
 }
 
 }  // namespace
 
-// For counters.cpp: how often the host waited for a device, a stream or an event.
-ACL_API uint64_t ascend_sim_synchronizations() { return synchronizations.load(); }
+// For counters.cpp, which is loaded later: call `function` whenever the host waits for a device, stream or event.
+ACL_API void ascend_sim_on_synchronize(OnSynchronize function) { on_synchronize = function; }
 
 // ---- process and errors
 
@@ -298,10 +300,10 @@ ACL_API aclError aclrtDestroyStreamForce(aclrtStream stream) { return aclrtDestr
 ACL_API aclError aclrtSetStreamFailureMode(aclrtStream, uint64_t) { return ACL_SUCCESS; }
 ACL_API aclError aclrtSetStreamAttribute(aclrtStream, aclrtStreamAttr, aclrtStreamAttrValue*) { return ACL_SUCCESS; }
 ACL_API aclError aclrtSetStreamOverflowSwitch(aclrtStream, uint32_t) { return ACL_SUCCESS; }
-ACL_API aclError aclrtSynchronizeStream(aclrtStream) { return synchronize(); }
-ACL_API aclError aclrtSynchronizeStreamWithTimeout(aclrtStream, int32_t) { return synchronize(); }
-ACL_API aclError aclrtSynchronizeDevice() { return synchronize(); }
-ACL_API aclError aclrtSynchronizeDeviceWithTimeout(int32_t) { return synchronize(); }
+ACL_API aclError aclrtSynchronizeStream(aclrtStream) { return synchronize("synchronize stream"); }
+ACL_API aclError aclrtSynchronizeStreamWithTimeout(aclrtStream, int32_t) { return synchronize("synchronize stream"); }
+ACL_API aclError aclrtSynchronizeDevice() { return synchronize("synchronize device"); }
+ACL_API aclError aclrtSynchronizeDeviceWithTimeout(int32_t) { return synchronize("synchronize device"); }
 ACL_API aclError aclrtStreamQuery(aclrtStream, aclrtStreamStatus* status) {
   *status = ACL_STREAM_STATUS_COMPLETE;
   return ACL_SUCCESS;
@@ -327,7 +329,7 @@ ACL_API aclError aclrtRecordEvent(aclrtEvent event, aclrtStream) {
   return ACL_SUCCESS;
 }
 ACL_API aclError aclrtResetEvent(aclrtEvent, aclrtStream) { return ACL_SUCCESS; }
-ACL_API aclError aclrtSynchronizeEvent(aclrtEvent) { return synchronize(); }
+ACL_API aclError aclrtSynchronizeEvent(aclrtEvent) { return synchronize("synchronize event"); }
 ACL_API aclError aclrtQueryEventStatus(aclrtEvent, aclrtEventRecordedStatus* status) {
   *status = ACL_EVENT_RECORDED_STATUS_COMPLETE;
   return ACL_SUCCESS;

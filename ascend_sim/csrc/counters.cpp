@@ -8,6 +8,7 @@
 #include <ATen/core/Dict.h>
 #include <ATen/record_function.h>
 #include <torch/csrc/autograd/function.h>
+#include <dlfcn.h>
 #include <torch/library.h>
 
 #include <algorithm>
@@ -95,7 +96,16 @@ void count_collective(const std::string& op, const std::string& group, int64_t b
   add("collective", op + '\t' + group, bytes, 0);
 }
 
+// libascendcl.so is loaded with torch_npu, before this library, and knows nothing of it.
+void watch_synchronizations() {
+  using OnSynchronize = void (*)(const char*);
+  auto* set = reinterpret_cast<void (*)(OnSynchronize)>(dlsym(RTLD_DEFAULT, "ascend_sim_on_synchronize"));
+  TORCH_CHECK(set != nullptr, "ascend_sim: the simulated libascendcl.so is not loaded");
+  set([](const char* what) { count_sync(what); });
+}
+
 TORCH_LIBRARY_FRAGMENT(ascend_sim, library) {
+  library.def("watch_synchronizations() -> ()", &watch_synchronizations);
   library.def("count_launch(str op, int bytes_read, int bytes_written) -> ()", &count_launch);
   library.def("count_sync(str op) -> ()", &count_sync);
   library.def("count_collective(str op, str group, int bytes) -> ()", &count_collective);

@@ -1,4 +1,4 @@
-// One call of a collective: how errors and counters name it, and what HCCL lets into it.
+// One call of a collective: how errors and counters name it, and what HCCL takes.
 //
 // Sources of the rules: ProcessGroupHCCL.cpp of torch_npu (branch v2.9.0, github.com/Ascend/pytorch) for tensors,
 // dtypes and reductions; the HCCL API reference (HcclAllReduce, HcclReduceScatter) for `prod` on Atlas A2.
@@ -14,15 +14,26 @@
 namespace ascend_sim {
 
 struct Call {
-  std::string operation;  // torch.distributed's name: "all_reduce"
-  std::string group;      // the group's description, or its number where it has none
-  std::string place;      // "rank 5 (rank 1 of 4 in group EXPERT_MODEL_PARALLEL_GROUP, ranks 4 5 6 7)"
-  uint64_t sequence = 0;  // counts the calls on this group
+  std::string operation;              // torch.distributed's name: "all_reduce"
+  std::string group;                  // the group's description, or its number where it has none
+  std::vector<int64_t> global_ranks;  // of the group's members; empty for the default group
+  int rank = 0;                       // in the group
+  int size = 1;
+  uint64_t sequence = 0;  // counts the calls of this rank on this group
   c10d::OpType type = c10d::OpType::UNKNOWN;
 
-  // "simulated hccl: all_reduce (call 12) on rank 5 (rank 1 of 4 in group …)"
+  int64_t global_rank(int member) const { return global_ranks.empty() ? member : global_ranks.at(member); }
+
+  // "simulated hccl: all_reduce (call 12) on rank 5 (rank 1 of 2 in group EXPERT_MODEL_PARALLEL_GROUP, ranks 4 5)"
   std::string name() const {
-    return "simulated hccl: " + operation + " (call " + std::to_string(sequence) + ") on " + place;
+    std::string text = "simulated hccl: " + operation + " (call " + std::to_string(sequence) + ") on rank " +
+                       std::to_string(global_rank(rank)) + " (rank " + std::to_string(rank) + " of " +
+                       std::to_string(size) + " in group " + group;
+    if (!global_ranks.empty()) {
+      text += ", ranks";
+      for (const int64_t member : global_ranks) text += " " + std::to_string(member);
+    }
+    return text + ")";
   }
 
   // Ends the call: what was found, and what HCCL takes instead.
@@ -68,13 +79,13 @@ struct Call {
             "HCCL takes contiguous tensors; call .contiguous()");
   }
 
-  void require_same_dtype(const at::Tensor& input, const at::Tensor& output) const {
-    require(input.scalar_type() == output.scalar_type(),
-            "the input has " + c10::str(input.scalar_type()) + " and the output " + c10::str(output.scalar_type()),
-            "Both must have the same dtype");
+  void require_same_dtype(const at::Tensor& one, const at::Tensor& other) const {
+    require(one.scalar_type() == other.scalar_type(),
+            "tensors of " + c10::str(one.scalar_type()) + " and " + c10::str(other.scalar_type()) + " were given",
+            "All tensors of a call must have the same dtype");
   }
 
-  void require_list(const std::vector<at::Tensor>& tensors, int size) const {
+  void require_list(const std::vector<at::Tensor>& tensors) const {
     require(tensors.size() == static_cast<size_t>(size),
             "a list of " + std::to_string(tensors.size()) + " tensors was given",
             "It needs one for each of the " + std::to_string(size) + " ranks of the group");
@@ -87,10 +98,16 @@ struct Call {
     }
   }
 
-  void require_peer(int64_t peer, int rank, int size) const {
+  void require_root(int64_t root) const {
+    require(root >= 0 && root < size, "root rank " + std::to_string(root) + " was named",
+            "The group has ranks 0 to " + std::to_string(size - 1));
+  }
+
+  void require_peer(int64_t peer) const {
     require(peer >= 0 && peer < size, "rank " + std::to_string(peer) + " was named",
             "The group has ranks 0 to " + std::to_string(size - 1));
-    require(peer != rank, "the peer is this rank itself", "The simulator does not model messages to oneself; use copy_");
+    require(peer != rank, "the peer is this rank itself",
+            "The simulator does not model messages to oneself; use copy_");
   }
 
   // `through_int32`: torch_npu computes in int32 where the dtype is bool or uint8 (all_reduce and reduce only).
@@ -107,7 +124,8 @@ struct Call {
     require(reducible || (small && through_int32), "dtype " + c10::str(dtype) + " was given",
             "HCCL reduces int8, int16, int32, int64, float16, bfloat16 and float32" +
                 std::string(through_int32 ? " (and bool and uint8, as int32)" : ""));
-    require(!(reduction == ReduceOp::AVG) || at::isFloatingType(dtype), "ReduceOp.AVG of " + c10::str(dtype) + " was given",
+    require(!(reduction == ReduceOp::AVG) || at::isFloatingType(dtype),
+            "ReduceOp.AVG of " + c10::str(dtype) + " was given",
             "torch_npu divides the sum in place, which only a floating point dtype can hold");
     require(!(reduction == ReduceOp::PRODUCT) || (dtype != at::kShort && dtype != at::kBFloat16),
             "ReduceOp.PRODUCT of " + c10::str(dtype) + " was given",

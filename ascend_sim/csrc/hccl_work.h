@@ -1,12 +1,15 @@
-// The handle of a collective that runs as one or more operations of another backend.
+// The handle of a call, and the thread that carries calls out in the order in which they were made.
 #pragma once
 
-#include <torch/csrc/distributed/c10d/Backend.hpp>
+#include <c10/core/InferenceMode.h>
 #include <torch/csrc/distributed/c10d/Work.hpp>
 
+#include <condition_variable>
+#include <deque>
 #include <functional>
-#include <future>
+#include <memory>
 #include <mutex>
+#include <thread>
 #include <utility>
 #include <vector>
 
@@ -16,79 +19,140 @@ namespace ascend_sim {
 
 using WorkPtr = c10::intrusive_ptr<c10d::Work>;
 
-// What a call has started: operations under way, and what puts the result in place once they have ended.
-struct Transfer {
-  std::vector<WorkPtr> works;
-  std::vector<std::function<void()>> deliveries;
-
-  void add(Transfer other) {
-    for (auto& work : other.works) works.push_back(std::move(work));
-    for (auto& delivery : other.deliveries) deliveries.push_back(std::move(delivery));
-  }
-};
-
+// The handle of one call, which may consist of several parts in different lanes.
 class HcclWork : public c10d::Work {
  public:
-  HcclWork(int rank, Call call, Transfer transfer, std::vector<at::Tensor> outputs)
-      : Work(rank, call.type), call_(std::move(call)), transfer_(std::move(transfer)), outputs_(std::move(outputs)) {}
+  HcclWork(Call call, std::vector<at::Tensor> outputs, size_t parts = 1)
+      : Work(call.rank, call.type),
+        call_(std::move(call)),
+        outputs_(std::move(outputs)),
+        parts_(parts),
+        future_(c10::make_intrusive<c10::ivalue::Future>(c10::ListType::create(c10::TensorType::get()))) {}
 
-  // Blocks until the result is in place. An error keeps being raised, also by later calls.
-  bool wait(std::chrono::milliseconds timeout) override {
-    std::lock_guard<std::mutex> alone(progress_);
-    if (!c10d::Work::isCompleted()) complete(timeout);
-    if (auto error = c10d::Work::exception()) std::rethrow_exception(error);
-    return true;
+  // Carries out one part. After the last one the call has ended, with the error of the first part that had one.
+  void run(const std::function<void()>& part) {
+    std::exception_ptr error;
+    try {
+      part();
+    } catch (const std::exception& cause) {
+      error = named(cause.what());
+    }
+    {
+      std::lock_guard<std::mutex> lock(parts_mutex_);
+      if (error && !error_) error_ = error;
+      if (--parts_ > 0) return;
+    }
+    finish(error_);
+    error_ ? future_->setError(error_) : future_->markCompleted(c10::IValue(outputs_));
   }
 
-  void synchronize() override { wait(kNoTimeout); }
-
-  // gloo's messages only make progress visible to whoever waits for them, so the first question starts a waiter.
-  bool isCompleted() override {
-    if (!c10d::Work::isCompleted() && !waiter_.valid()) {
-      waiter_ = std::async(std::launch::async, [this] {
-        std::lock_guard<std::mutex> alone(progress_);
-        if (!c10d::Work::isCompleted()) complete(kNoTimeout);
-      });
+  // Blocks until the result is in place. An error is raised by every call of it.
+  bool wait(std::chrono::milliseconds timeout) override {
+    if (timeout != kNoTimeout) {
+      std::unique_lock<std::mutex> lock(mutex_);
+      if (!cv_.wait_for(lock, timeout, [this] { return completed_; })) {
+        std::rethrow_exception(named("not done after " + std::to_string(timeout.count()) + " ms"));
+      }
     }
-    return c10d::Work::isCompleted();
+    return Work::wait(kNoTimeout);
   }
 
   std::vector<at::Tensor> result() override { return outputs_; }
-
-  // torch_npu's reducer takes the result from here. It is in place before the future exists.
-  c10::intrusive_ptr<c10::ivalue::Future> getFuture() override {
-    wait(kNoTimeout);
-    auto future = c10::make_intrusive<c10::ivalue::Future>(c10::ListType::create(c10::TensorType::get()));
-    future->markCompleted(c10::IValue(outputs_));
-    return future;
-  }
-
+  c10::intrusive_ptr<c10::ivalue::Future> getFuture() override { return future_; }
   uint64_t getSequencenumber() const override { return call_.sequence; }
 
  private:
-  void complete(std::chrono::milliseconds timeout) {
-    std::exception_ptr error;
-    try {
-      for (auto& work : transfer_.works) work->wait(timeout);
-      for (auto& delivery : transfer_.deliveries) delivery();
-    } catch (const std::exception& cause) {
-      error = std::make_exception_ptr(c10::DistBackendError(
-          {__func__, __FILE__, static_cast<uint32_t>(__LINE__)},
-          call_.name() + " failed: " + first_line(cause.what()) +
-              ". Look at the other ranks of the group: one of them ended, waits elsewhere, or gave other sizes."));
-    }
-    transfer_ = {};  // gives the buffers back
-    finish(error);
+  std::exception_ptr named(const std::string& cause) const {
+    const std::string first_line = cause.substr(0, cause.find('\n'));  // c10 puts a backtrace below its messages
+    const bool complete = first_line.rfind(call_.name(), 0) == 0;
+    return std::make_exception_ptr(
+        c10::DistBackendError({__func__, __FILE__, static_cast<uint32_t>(__LINE__)},
+                              complete ? first_line
+                                       : call_.name() + " failed: " + first_line +
+                                             ". Another rank of the group has ended, or does not make this call"));
   }
 
-  // c10 puts a backtrace below its messages.
-  static std::string first_line(const std::string& message) { return message.substr(0, message.find('\n')); }
-
   const Call call_;
-  Transfer transfer_;
   const std::vector<at::Tensor> outputs_;
-  std::mutex progress_;
-  std::future<void> waiter_;
+  std::mutex parts_mutex_;
+  size_t parts_;
+  std::exception_ptr error_;
+  const c10::intrusive_ptr<c10::ivalue::Future> future_;
+};
+
+// One handle for several.
+class CoalescedWork : public c10d::Work {
+ public:
+  CoalescedWork(int rank, std::vector<WorkPtr> works) : Work(rank, c10d::OpType::COALESCED), works_(std::move(works)) {}
+
+  bool isCompleted() override {
+    for (auto& work : works_) {
+      if (!work->isCompleted()) return false;
+    }
+    return true;
+  }
+
+  bool wait(std::chrono::milliseconds timeout) override {
+    for (auto& work : works_) work->wait(timeout);
+    return true;
+  }
+
+  c10::intrusive_ptr<c10::ivalue::Future> getFuture() override {
+    wait(kNoTimeout);
+    auto future = c10::make_intrusive<c10::ivalue::Future>(c10::ListType::create(c10::TensorType::get()));
+    future->markCompleted(c10::IValue(std::vector<at::Tensor>{}));
+    return future;
+  }
+
+ private:
+  const std::vector<WorkPtr> works_;
+};
+
+// A thread that carries out tasks one after the other, as a communication stream of the device does.
+//
+// It starts with the first task. It is never joined: a process that ends with an error must not wait for ranks that
+// will not come, so a task owns all that it uses.
+class Lane {
+ public:
+  ~Lane() {
+    if (!state_) return;
+    std::lock_guard<std::mutex> lock(state_->mutex);
+    state_->closed = true;
+    state_->changed.notify_one();
+  }
+
+  void add(std::function<void()> task) {
+    if (!state_) {
+      state_ = std::make_shared<State>();
+      std::thread(&Lane::loop, state_).detach();
+    }
+    std::lock_guard<std::mutex> lock(state_->mutex);
+    state_->tasks.push_back(std::move(task));
+    state_->changed.notify_one();
+  }
+
+ private:
+  struct State {
+    std::mutex mutex;
+    std::condition_variable changed;
+    std::deque<std::function<void()>> tasks;
+    bool closed = false;
+  };
+
+  static void loop(std::shared_ptr<State> state) {
+    c10::InferenceMode no_autograd;
+    while (true) {
+      std::unique_lock<std::mutex> lock(state->mutex);
+      state->changed.wait(lock, [&] { return state->closed || !state->tasks.empty(); });
+      if (state->tasks.empty()) return;
+      auto task = std::move(state->tasks.front());
+      state->tasks.pop_front();
+      lock.unlock();
+      task();
+    }
+  }
+
+  std::shared_ptr<State> state_;
 };
 
 }  // namespace ascend_sim

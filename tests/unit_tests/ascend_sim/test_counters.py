@@ -51,8 +51,10 @@ def test_an_operator_in_place_reads_and_writes(npu_device):
         lambda x: torch.equal(x, x),
         lambda x: bool((x > 0).any()),
         lambda x: torch.repeat_interleave(x, (x > 0).long()),
+        lambda x: torch.npu.current_stream().synchronize(),
+        lambda x: torch.npu.synchronize(),
     ],
-    ids=["item", "cpu", "tolist", "nonzero", "mask", "equal", "bool", "repeat_interleave"],
+    ids=["item", "cpu", "tolist", "nonzero", "mask", "equal", "bool", "repeat_interleave", "stream", "device"],
 )
 def test_a_sync(npu_device, wait):
     x = torch.tensor([1.0, -1.0, 2.0], device=npu_device)
