@@ -78,7 +78,7 @@ def _check_config(config: dict[str, Any]) -> None:
         expected = _CONFIG_TYPES.get(name)
         if expected is not None and not isinstance(value, expected):
             raise RuntimeError(
-                f"hccl_config[{name!r}] is {value!r} ({type(value).__name__}); torch_npu takes {expected.__name__} here."
+                f"hccl_config[{name!r}] is {value!r} ({type(value).__name__}); torch_npu takes {expected.__name__}."
             )
 
 

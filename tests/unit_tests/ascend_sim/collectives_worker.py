@@ -1,0 +1,84 @@
+"""Runs checks in a group of processes on the simulated device, one process for each rank.
+
+``python collectives_worker.py SIZE DIRECTORY SEED MODULE...`` imports torch once and forks. Each rank runs the
+functions ``check_…`` of the modules in their order and leaves ``rank<R>.json``: name of the check -> None or its
+traceback. After a failure the ranks may be out of step, so that what follows is not run; a check that is missing in a
+file failed too.
+"""
+
+import datetime
+import importlib
+import json
+import multiprocessing
+import os
+import sys
+import traceback
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+import torch.distributed as dist
+
+WAIT = datetime.timedelta(seconds=30)
+"""How long a rank waits for the others: far more than any check takes, far less than the test's own limit."""
+
+
+class World(NamedTuple):
+    """What a check is told."""
+
+    rank: int
+    size: int
+    device: torch.device
+    seed: int
+
+    def generator(self, rank: int) -> torch.Generator:
+        """The random numbers of one rank: everybody can make everybody's inputs."""
+        return torch.Generator().manual_seed(self.seed * 1000 + rank)
+
+
+def checks(modules):
+    """The functions ``check_…`` of the modules, as the files have them: name -> function."""
+    loaded = [importlib.import_module(f"tests.unit_tests.ascend_sim.{module}") for module in modules]
+    return {
+        name.removeprefix("check_"): function
+        for module in loaded
+        for name, function in vars(module).items()
+        if name.startswith("check_")
+    }
+
+
+def run(rank, size, directory, seed, functions):
+    """One rank, from the first group to the file of its results."""
+    torch.npu.set_device(rank)
+    dist.init_process_group(
+        "hccl", init_method=f"file://{directory}/rendezvous", rank=rank, world_size=size, timeout=WAIT
+    )
+    world = World(rank, size, torch.device("npu", rank), seed)
+    results = {}
+    for name, function in functions.items():
+        results[name] = None
+        try:
+            function(world)
+        except Exception:
+            results[name] = traceback.format_exc()
+            break
+    (directory / f"rank{rank}.json").write_text(json.dumps(results))
+
+
+def main(size, directory, seed, *modules):
+    functions = checks(modules)
+    fork = multiprocessing.get_context("fork")
+    ranks = [
+        fork.Process(target=run, args=(rank, int(size), Path(directory), int(seed), functions))
+        for rank in range(int(size))
+    ]
+    for process in ranks:
+        process.start()
+    for process in ranks:
+        process.join()
+    sys.exit(max(abs(process.exitcode) for process in ranks))
+
+
+if __name__ == "__main__":
+    sys.path.insert(0, os.fspath(Path(__file__).parents[3]))
+    main(*sys.argv[1:])
