@@ -69,9 +69,11 @@ def test_additions_to_transfer_to_npu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device=None: SimpleNamespace(name="Ascend910B"))
     before = {name: vars(torch.cuda).get(name) for name in ("default_generators", "get_device_capability")}
     substitutions = Substitutions()
-    npu._complete(substitutions, SimpleNamespace(npu=SimpleNamespace(default_generators=generators)))
+    runtime = SimpleNamespace(default_generators=())
+    runtime.init = lambda: setattr(runtime, "default_generators", generators)  # there are none before that
+    npu._complete(substitutions, SimpleNamespace(npu=runtime))
     try:
-        assert torch.cuda.default_generators is generators
+        assert len(torch.cuda.default_generators) == 1 and torch.cuda.default_generators[0] is generators[0]
         assert torch.cuda.get_device_properties().name == "Ascend910B"
         assert torch.cuda.get_device_properties().major == 8
         assert torch.cuda.get_device_capability() >= (8, 0)
