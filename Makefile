@@ -1,7 +1,10 @@
 # make train    pretrain a small Mixtral on real text (NAME=, DATA=my.jsonl, FRESH=1; see examples/mixtral/README.md)
 # make test     the test suite, against every supported release of Megatron-LM (ARGS= goes to pytest, WORKERS=2)
-# make test-all the same with what takes longest: every release with 8 processes and both checkpoint formats
-# make test-checkouts MEGATRON_PATHS="DIR ..."  train the stock pretrain_gpt.py of Megatron-LM checkouts
+# make test-npu the half of it that runs on the simulated NPU
+# make test-all the same with what takes longest: every release with 8 processes and both checkpoint formats, every
+#               layout on the simulated NPU
+# make test-checkouts MEGATRON_PATHS="DIR ..."  train the stock pretrain_gpt.py of Megatron-LM checkouts, on the cpu
+#               device and on the simulated NPU
 # make check    ruff and mypy
 # make bench    side-by-side measurements
 # make clean    remove .venv and the caches; keep runs/ and data/
@@ -9,7 +12,7 @@
 # Each sets up .venv on first use.
 
 .DEFAULT_GOAL := help
-.PHONY: help venv megatron train test test-all test-checkouts check bench clean
+.PHONY: help venv megatron train test test-host test-npu test-all test-checkouts check bench clean
 
 PY := .venv/bin/python
 
@@ -29,14 +32,25 @@ train: venv
 WORKERS ?= 2
 PYTEST := $(PY) -m pytest -n $(WORKERS) --dist loadgroup
 
-test: megatron
-	@$(PYTEST) $(ARGS)
+ON_NPU := .venv/bin/ascend-sim run --
+FAST := not slow and not checkouts
+# ARGS may name tests of one half only: pytest's 5 says that none were there for the other.
+OR_NONE := || [ $$? -eq 5 ]
+
+test: test-host test-npu
+
+test-host: megatron
+	@$(PYTEST) -m "$(FAST) and not npu and not simulator" $(ARGS) $(OR_NONE)
+
+test-npu: venv
+	@$(ON_NPU) $(PYTEST) -m "$(FAST) and (npu or simulator)" tests/unit_tests $(ARGS) $(OR_NONE)
 
 test-all: megatron
-	@$(PYTEST) -m "not checkouts" $(ARGS)
+	@$(PYTEST) -m "not checkouts and not npu and not simulator" $(ARGS) $(OR_NONE)
+	@$(ON_NPU) $(PYTEST) -m "not checkouts and (npu or simulator)" tests/unit_tests $(ARGS) $(OR_NONE)
 
 test-checkouts: venv
-	@$(PY) -m pytest -m checkouts tests/system_tests/test_checkouts.py $(MEGATRON_PATHS:%=--megatron-path %) $(ARGS)
+	@$(PY) -m pytest -m checkouts tests/system_tests $(MEGATRON_PATHS:%=--megatron-path %) $(ARGS)
 
 check: venv
 	@$(PY) -m ruff check .
@@ -44,6 +58,7 @@ check: venv
 
 bench: venv
 	@$(PY) -m benchmarks
+	@$(PY) -m benchmarks.npu_work
 
 clean:
 	rm -rf .venv .cache .mypy_cache .ruff_cache .pytest_cache build *.egg-info
