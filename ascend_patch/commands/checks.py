@@ -133,23 +133,15 @@ def megatron(machine: Machine) -> Iterator[Finding]:
         yield Finding("Megatron-LM", "error", str(error), "Install a supported release.")
     if len(cores) > 1:
         where = ", ".join(map(str, cores))
-        step = (
-            "Keep one: `pip uninstall megatron-core`, or take the other off PYTHONPATH and leave its folder."
-        )
+        step = "Keep one: `pip uninstall megatron-core`, or take the other off PYTHONPATH and leave its folder."
         yield Finding("two Megatrons", "warning", f"{where}; the first one is used", step)
-    trainings = machine.holding("megatron/training/__init__.py") or machine.holding(
-        "megatron/training/training.py"
-    )
+    trainings = machine.holding("megatron/training/__init__.py") or machine.holding("megatron/training/training.py")
     if not trainings:
         step = "To train, take a release from 0.17.1 on, or a Megatron-LM checkout."
         yield Finding("megatron.training", "warning", "not part of this installation", step)
     elif trainings[0] != cores[0]:
-        step = (
-            "Let both come from one place: put that folder first on PYTHONPATH, or uninstall megatron-core."
-        )
-        yield Finding(
-            "megatron.training", "error", f"from {trainings[0]}, but megatron.core from {cores[0]}", step
-        )
+        step = "Let both come from one place: put that folder first on PYTHONPATH, or uninstall megatron-core."
+        yield Finding("megatron.training", "error", f"from {trainings[0]}, but megatron.core from {cores[0]}", step)
 
 
 def transformer_engine(machine: Machine) -> Iterator[Finding]:
@@ -168,13 +160,43 @@ def transformer_engine(machine: Machine) -> Iterator[Finding]:
 
 def apex(machine: Machine) -> Iterator[Finding]:
     """`pip install apex` gives another project of that name, or one without its compiled parts."""
-    if machine.importable("apex") and not machine.importable("amp_C"):
+    if not machine.importable("apex"):
+        yield Finding("apex", "ok", "not installed; not needed")
+    elif machine.importable("amp_C"):
+        yield Finding("apex", "ok", "with amp_C")
+    elif machine.holding("apex/optimizers/npu_fused_adam.py"):
+        yield Finding("apex", "ok", "Ascend's, which has no amp_C; its optimizers are not used")
+    else:
         step = "Run `pip uninstall apex`: upstream takes it for NVIDIA's, built with its extensions."
         yield Finding("apex", "error", "importable without its compiled part amp_C", step)
+
+
+def optimizer(machine: Machine) -> Iterator[Finding]:
+    """Which Adam does a run with ASCEND_PATCH=1 get?"""
+    try:
+        config = Config.from_environment()
+    except AscendPatchError:
+        return  # said by the check of ascend_patch
+    if any(name.startswith("transformer-engine") for name in machine.distributions):
+        yield Finding("optimizer", "ok", "TransformerEngine's FusedAdam")
+    elif machine.importable("apex") and machine.importable("amp_C"):
+        yield Finding("optimizer", "ok", "Apex's FusedAdam")
+    elif "optimizer.adam" not in config.disabled:
+        yield Finding("optimizer", "ok", f"ascend_patch's FusedAdam: {_adam_kernel(machine, config)}")
     else:
-        yield Finding(
-            "apex", "ok", "with amp_C" if machine.importable("apex") else "not installed; not needed"
-        )
+        theirs = "Apex's FusedAdam, which does not run" if machine.importable("apex") else "torch.optim.AdamW"
+        step = "Leave optimizer.adam out of ASCEND_PATCH_DISABLE."
+        found = f"{theirs}; with the distributed optimizer such a run cannot be resumed"
+        yield Finding("optimizer", "warning", found, step)
+
+
+def _adam_kernel(machine: Machine, config: Config) -> str:
+    """What updates the parameters, as far as the machine tells without looking for its devices."""
+    kernels = {"npu": "npu_apply_adam_w", "torch": "PyTorch's fused kernels", "reference": "plain PyTorch"}
+    if "adam" in config.ops:
+        return kernels.get(config.ops["adam"], config.ops["adam"])
+    npu = "torch-npu" in machine.distributions and config.device in ("", "npu")
+    return kernels["npu"] if npu else kernels["torch"]
 
 
 def compiler(machine: Machine) -> Iterator[Finding]:
@@ -191,9 +213,7 @@ def training_needs(machine: Machine) -> Iterator[Finding]:
     """Packages that upstream imports only on the way."""
     missing = [name for name in TRAINING_NEEDS if name not in machine.distributions]
     if missing:
-        yield Finding(
-            "training needs", "warning", f"missing: {', '.join(missing)}", f"pip install {' '.join(missing)}"
-        )
+        yield Finding("training needs", "warning", f"missing: {', '.join(missing)}", f"pip install {' '.join(missing)}")
     else:
         yield Finding("training needs", "ok", ", ".join(TRAINING_NEEDS))
 
@@ -208,12 +228,8 @@ def activation(machine: Machine) -> Iterator[Finding]:
         yield Finding("ascend_patch", "error", str(error), "Correct it, then run this command again.")
         return
     if "ascend_patch" not in machine.backends:
-        step = (
-            "Run `pip install ascend-patch` (checkout: `pip install -e .`), or `python -m ascend_patch.run`."
-        )
-        yield Finding(
-            "ascend_patch", "warning", "not installed as a package: ASCEND_PATCH=1 has no effect", step
-        )
+        step = "Run `pip install ascend-patch` (checkout: `pip install -e .`), or `python -m ascend_patch.run`."
+        yield Finding("ascend_patch", "warning", "not installed as a package: ASCEND_PATCH=1 has no effect", step)
     elif machine.autoload == "0":
         step = "Unset it (torch_npu sets it when imported before torch), or use `python -m ascend_patch.run`."
         found = "TORCH_DEVICE_BACKEND_AUTOLOAD=0: ASCEND_PATCH=1 has no effect"
@@ -228,6 +244,7 @@ CHECKS: tuple[Check, ...] = (
     megatron,
     transformer_engine,
     apex,
+    optimizer,
     compiler,
     training_needs,
     activation,

@@ -13,9 +13,12 @@ def without_transformer_engine(environment: Environment) -> str | None:
 
 
 def without_fused_optimizer(environment: Environment) -> str | None:
-    """Upstream uses TransformerEngine's or Apex's FusedAdam where it finds one."""
-    if importlib.util.find_spec("apex") is not None:
-        return "Apex is installed and does this"
+    """Upstream uses TransformerEngine's or Apex's FusedAdam where it finds one.
+
+    Apex without its CUDA extension ``amp_C``, as Ascend's own build of it is, has a FusedAdam that refuses to run.
+    """
+    if importlib.util.find_spec("apex") is not None and importlib.util.find_spec("amp_C") is not None:
+        return "Apex is installed with its CUDA extensions and does this"
     return without_transformer_engine(environment)
 
 

@@ -36,9 +36,7 @@ def test_python(version, level):
 
 
 def torch_build(folder: Path, cuda: str | None) -> Path:
-    return put(
-        folder, "torch/version.py", text=f"from typing import Optional\ncuda: Optional[str] = {cuda!r}\n"
-    )
+    return put(folder, "torch/version.py", text=f"from typing import Optional\ncuda: Optional[str] = {cuda!r}\n")
 
 
 @pytest.mark.parametrize(
@@ -140,6 +138,44 @@ def test_apex(tmp_path):
     assert summary(checks.apex, fake) == {"apex": "error"}
     real = Machine(path=(put(tmp_path / "real", "apex/__init__.py", "amp_C.py"),))
     assert summary(checks.apex, real) == {"apex": "ok"}
+    ascend = Machine(path=(put(tmp_path / "ascend", "apex/__init__.py", "apex/optimizers/npu_fused_adam.py"),))
+    assert summary(checks.apex, ascend) == {"apex": "ok"}
+
+
+@pytest.mark.parametrize(
+    ("distributions", "files", "variables", "found", "level"),
+    [
+        ({}, [], {}, "ascend_patch's FusedAdam: PyTorch's fused kernels", "ok"),
+        ({"torch-npu": "2.9.1"}, [], {}, "ascend_patch's FusedAdam: npu_apply_adam_w", "ok"),
+        (
+            {"torch-npu": "2.9.1"},
+            ["apex/__init__.py", "apex/optimizers/npu_fused_adam.py"],
+            {},
+            "ascend_patch's FusedAdam: npu_apply_adam_w",
+            "ok",
+        ),
+        (
+            {"torch-npu": "2.9.1"},
+            [],
+            {"ASCEND_PATCH_OPS": "adam=reference"},
+            "ascend_patch's FusedAdam: plain PyTorch",
+            "ok",
+        ),
+        ({}, ["apex/__init__.py", "amp_C.py"], {}, "Apex's FusedAdam", "ok"),
+        ({"transformer-engine": "2.9"}, [], {}, "TransformerEngine's FusedAdam", "ok"),
+        ({}, [], {"ASCEND_PATCH_DISABLE": "optimizer.adam"}, "torch.optim.AdamW; ", "warning"),
+        ({}, ["apex/__init__.py"], {"ASCEND_PATCH_DISABLE": "optimizer.adam"}, "Apex's FusedAdam, which ", "warning"),
+    ],
+)
+def test_optimizer(tmp_path, monkeypatch, distributions, files, variables, found, level):
+    for name in ("ASCEND_PATCH_DEVICE", "ASCEND_PATCH_DISABLE", "ASCEND_PATCH_OPS"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    machine = Machine(distributions=distributions, path=(put(tmp_path, *files),))
+    assert summary(checks.optimizer, machine) == {"optimizer": level}
+    (finding,) = checks.optimizer(machine)
+    assert finding.found.startswith(found)
 
 
 def test_a_folder_named_apex_is_no_package(tmp_path):
