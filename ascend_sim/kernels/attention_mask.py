@@ -8,7 +8,9 @@ import torch
 from ascend_sim.errors import ConstraintError, NotModelled, require
 from ascend_sim.kernels.checks import require_dtype, require_shape
 
-_COMPRESSED = 2048  # side of the triangular mask that stands for any length in modes 2 to 4
+#: Modes whose mask is one triangle that stands for any length.
+COMPRESSED_MODES = (2, 3, 4)
+_COMPRESSED = 2048  # side of that triangle
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,7 @@ class MaskArguments:
     def visible(self, batch: int, heads: int, queries: int, keys: int) -> Visible:
         """What is visible in a batch of equally long sequences."""
         mode, mask = self._check(), self.atten_mask
-        if mode in (2, 3, 4):
+        if mode in COMPRESSED_MODES:
             return self._band(queries, keys, packed=False)
         if mask is None:
             return self._everything(queries, keys)
@@ -80,7 +82,7 @@ class MaskArguments:
     def visible_in_sequence(self, queries: int, keys: int, longest: tuple[int, int]) -> Visible:
         """What is visible in one of several packed sequences, of which the longest has `longest` queries and keys."""
         mode, mask = self._check(), self.atten_mask
-        if mode in (2, 3, 4):
+        if mode in COMPRESSED_MODES:
             return self._band(queries, keys, packed=True)
         if mask is None:
             return self._everything(queries, keys)
@@ -97,7 +99,7 @@ class MaskArguments:
             require(mode == 0, f"atten_mask is None with sparse_mode {mode}: the device would attend to everything")
             return mode
         require_dtype("atten_mask", mask, (torch.bool, torch.uint8))
-        if mode in (2, 3, 4):
+        if mode in COMPRESSED_MODES:
             require_shape("atten_mask", mask, (_COMPRESSED, _COMPRESSED))
             require(
                 torch.equal(mask.bool(), _triangle()),

@@ -19,17 +19,16 @@ _DOCS = "https://gitcode.com/Ascend/op-plugin/blob/26.0.0/docs/zh/custom_APIs/to
 
 @kernel(
     "npu_moe_gating_top_k_softmax",
-    source=f"{_DOCS}/torch_npu-npu_moe_gating_top_k_softmax.md; finished rows: Ascend/op-plugin 26.0.0 "
+    source=f"{_DOCS}/torch_npu-npu_moe_gating_top_k_softmax.md; ties and finished rows: Ascend/op-plugin 26.0.0 "
     "test/test_custom_ops/test_npu_moe_gating_top_k_softmax.py",
-    assumes=(
-        "Of equal probabilities the expert with the lower index comes first (the test's stable sort).",
-        "The row indices of a 3-D input count its leading dimensions as one.",
-    ),
+    assumes=("The row indices of a 3-D input count its leading dimensions as one.",),
 )
 def npu_moe_gating_top_k_softmax(
     x: torch.Tensor, finished: torch.Tensor | None, k: int
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Softmax over the experts, then the `k` largest; their sum is not one.
+
+    Of equal probabilities the expert with the lower index comes first.
 
     Args:
         x: Logits ``[tokens, experts]`` or ``[batch, tokens, experts]``, float16, bfloat16 or float32.

@@ -8,17 +8,16 @@ from ascend_sim.kernels.registry import kernel
 
 @kernel(
     "npu_moe_gating_top_k_softmax_v2",
-    source="aclnnMoeGatingTopKSoftmaxV2.md in gitcode.com/cann/ops-transformer, moe/moe_gating_top_k_softmax_v2; "
-    "torch_npu 2.9.1 _op_plugin_docs.py",
-    assumes=(
-        "Of equal logits the expert with the lower index comes first, as in npu_moe_gating_top_k_softmax.",
-        "Where the softmax over all experts is not asked for, the third result is empty.",
-    ),
+    source="torch_npu 2.9.1 _op_plugin_docs.py; ties, finished rows, the empty third result: Ascend/op-plugin 26.0.0 "
+    "test/test_custom_ops/test_npu_moe_gating_top_k_softmax_v2.py; README.md in gitcode.com/cann/ops-transformer, "
+    "moe/moe_gating_top_k_softmax_v2",
 )
 def npu_moe_gating_top_k_softmax_v2(
     x: torch.Tensor, k: int, finished: torch.Tensor | None, renorm: int | None, output_softmax: bool | None
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Softmax and the `k` largest of it (`renorm` 0), or the `k` largest and their softmax (1).
+
+    Of equal logits the expert with the lower index comes first.
 
     Args:
         x: Logits ``[tokens, experts]`` or ``[batch, tokens, experts]``, float16, bfloat16 or float32.

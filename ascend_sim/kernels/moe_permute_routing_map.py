@@ -16,18 +16,14 @@ from ascend_sim.kernels.registry import kernel
 _CANN = "https://www.hiascend.com/document/detail/zh/CANNCommunityEdition/83RC1/API/aolapi/context"
 _HOST = "gitcode.com/cann/ops-transformer, moe"
 _LARGEST_INDEX = 16_777_215  # indices are sorted as float32
-_LARGEST_TOPK = 512
+_TOPK_LIMIT = 512
 
 
 @kernel(
     "npu_moe_token_permute_with_routing_map",
-    source=f"{_CANN}/aclnnMoeTokenPermuteWithRoutingMap.md; checks: aclnn_moe_token_permute_with_routing_map.cpp in "
-    f"{_HOST}/moe_token_permute_with_routing_map/op_host/op_api; Ascend/op-plugin 26.0.0 "
+    source=f"torch_npu 2.9.1 _op_plugin_docs.py; {_CANN}/aclnnMoeTokenPermuteWithRoutingMap.md; checks: "
+    f"aclnn_moe_token_permute_with_routing_map.cpp in {_HOST}/moe_token_permute_with_routing_map/op_host/op_api; Ascend/op-plugin 26.0.0 "
     "test/test_custom_ops/test_npu_moe_token_permute_with_routing_map.py",
-    assumes=(
-        "Without drop_and_pad every token must have exactly num_out_tokens // tokens experts: the documented formula "
-        "holds for no other map.",
-    ),
 )
 def npu_moe_token_permute_with_routing_map(
     tokens: torch.Tensor,
@@ -37,6 +33,8 @@ def npu_moe_token_permute_with_routing_map(
     drop_and_pad: bool,
 ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]:
     """Copy every token to each expert of its row of the map, expert by expert.
+
+    Without `drop_and_pad` every token must have the same number of experts, ``num_out_tokens // tokens``, below 512.
 
     Args:
         tokens: ``[tokens, hidden]``, float16, bfloat16 or float32.
@@ -220,7 +218,7 @@ def _check_map(
         return
     topk = rows // count if count else 0
     require(topk * count == rows, f"num_out_tokens is {rows}, needed: a multiple of {count} tokens")
-    require(topk <= _LARGEST_TOPK, f"topk is {topk}, allowed: at most {_LARGEST_TOPK}")
+    require(topk < _TOPK_LIMIT, f"topk is {topk}, allowed: less than {_TOPK_LIMIT}")
     _check_uniform(routing_map, topk)
 
 
@@ -261,7 +259,7 @@ def _check_unpermute(
     require(
         rows > 0 or tokens == 0, f"permuted_tokens is empty for {tokens} tokens: the device leaves the result unset"
     )
-    require(topk <= _LARGEST_TOPK, f"topk is {topk}, allowed: at most {_LARGEST_TOPK}")
+    require(topk < _TOPK_LIMIT, f"topk is {topk}, allowed: less than {_TOPK_LIMIT}")
     _check_uniform(routing_map, topk)
     return topk
 

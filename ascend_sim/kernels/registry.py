@@ -30,7 +30,7 @@ class Kernel:
         source: Public document or test that defines the operator.
         assumes: What the source leaves open, as sentences for whoever has a device.
         ignores: Arguments without any effect on the result.
-        host: Tensor arguments that torch_npu wants on the host.
+        reads: From the arguments to the tensors that are read, where those are not all of them.
     """
 
     name: str
@@ -38,7 +38,7 @@ class Kernel:
     source: str
     assumes: tuple[str, ...] = ()
     ignores: frozenset[str] = frozenset()
-    host: frozenset[str] = frozenset()
+    reads: Callable[[dict[str, Any]], Iterable[Any]] = dict.values
 
     @functools.cached_property
     def accepts(self) -> frozenset[str]:
@@ -54,7 +54,7 @@ def kernel(
     source: str,
     assumes: Iterable[str] = (),
     ignores: Iterable[str] = (),
-    host: Iterable[str] = (),
+    reads: Callable[[dict[str, Any]], Iterable[Any]] = dict.values,
 ) -> Callable[[KernelFunction], KernelFunction]:
     """Enter the decorated function in :data:`KERNELS` under each of `names` (namespace ``npu`` unless given).
 
@@ -74,7 +74,7 @@ def kernel(
         for name in full_names:
             if name in KERNELS:
                 raise ValueError(f"{name} has two kernels: {KERNELS[name].function.__module__}, {function.__module__}")
-            KERNELS[name] = Kernel(name, named, source, tuple(assumes), frozenset(ignores), frozenset(host))
+            KERNELS[name] = Kernel(name, named, source, tuple(assumes), frozenset(ignores), reads)
         return named
 
     return enter
@@ -206,7 +206,7 @@ class _Launcher:
             return value
 
         result = to_device(result)
-        self._count_launch(entry.name, sum(map(_bytes, _tensors(read.values()))), written)
+        self._count_launch(entry.name, sum(map(_bytes, _tensors(entry.reads(read)))), written)
         return result
 
     def _copy_to_device(self, value: torch.Tensor, device: torch.device) -> torch.Tensor:
@@ -221,18 +221,13 @@ def _device(entry: Kernel, arguments: dict[str, Any]) -> torch.device:
     """The one device of the call's tensors.
 
     Raises:
-        ConstraintError: Tensors on the host (other than the scalars that torch_npu copies itself, and arguments that
-            it wants there), or on more than one device.
+        ConstraintError: Tensors on the host (other than the scalars that torch_npu copies itself), or on more than one
+            device.
     """
     found: dict[torch.device, str] = {}
     for name, value in arguments.items():
         for tensor in _tensors([value]):
-            if name in entry.host:
-                if tensor.device.type != "cpu":
-                    raise ConstraintError(f"{name} is on {tensor.device}, torch_npu wants it on the host", entry.name)
-            elif tensor.device.type == "cpu" and tensor.dim() == 0:
-                continue
-            else:
+            if tensor.device.type != "cpu" or tensor.dim() > 0:
                 found.setdefault(tensor.device, name)
     places = ", ".join(f"{name} on {device}" for device, name in found.items())
     if len(found) != 1 or next(iter(found)).type != "npu":

@@ -329,7 +329,7 @@ def test_constraints_on_shapes():
         r"head sizes are 16 \(query, key\) and 32 \(value\)": (*inputs(value_size=32), 4, "BNSD"),
         "query has 4 heads and key 3, needed: a multiple": (*inputs(groups=3), 4, "BNSD"),
         "query has 2 batches and key 1": (query, key[:1], value[:1], 4, "BNSD"),
-        "allowed to differ: head size": (query, key, value[:, :, :5], 4, "BNSD"),
+        "allowed to differ: the last dimension": (query, key, value[:, :, :5], 4, "BNSD"),
         "key is empty": (query, key[:, :, :0], value[:, :, :0], 4, "BNSD"),
     }.items():
         with refuses("npu_fusion_attention", message):
@@ -388,6 +388,8 @@ def test_constraints_on_packed_sequences():
     }.items():
         with refuses("npu_fusion_attention", message):
             forward(*tensors, 4, "TND", **(good | change))
+    with refuses("npu_fusion_attention", "allowed to differ: the last dimension"):
+        forward(tensors[0], tensors[1], tensors[2][:7], 4, "TND", **good)
     many = {"actual_seq_qlen": [1] * 2048 + [8], "actual_seq_kvlen": [1] * 2048 + [8]}
     with refuses("npu_fusion_attention", "at most 2048"):
         forward(*tensors, 4, "TND", **many)

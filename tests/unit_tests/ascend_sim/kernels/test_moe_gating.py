@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from ascend_sim.kernels.moe_gating import npu_moe_gating_top_k, npu_moe_gating_top_k_softmax
+from ascend_sim.kernels.moe_gating_v2 import npu_moe_gating_top_k_softmax_v2
 from tests.unit_tests.ascend_sim.kernels.checks import BFLOAT16, FLOAT16, FLOAT32, assert_close, refuses
 
 
@@ -126,3 +127,45 @@ def test_on_device(torch_npu, npu_device):
     for on_device, expected in zip(found, npu_moe_gating_top_k_softmax(x, None, 2), strict=True):
         assert on_device.device == npu_device
         assert torch.equal(on_device.cpu(), expected)
+
+
+@pytest.mark.parametrize("dtype", [FLOAT32, FLOAT16, BFLOAT16])
+@pytest.mark.parametrize("shape", [(11, 8), (2, 5, 6)])
+@pytest.mark.parametrize("k", [1, 3])
+def test_either_order(dtype, shape, k):
+    x = torch.randn(shape).to(dtype)
+    probs, experts, everything = npu_moe_gating_top_k_softmax_v2(x, k, None, 1, True)
+    best = x.double().topk(k).values
+    assert probs.dtype == dtype
+    assert experts.dtype == torch.int32
+    assert torch.equal(x.double().gather(-1, experts.long()), best)
+    assert_close(probs, softmax(best))
+    assert everything.shape == (0,)
+    probs, experts, everything = npu_moe_gating_top_k_softmax_v2(x, k, None, 0, True)
+    expected = npu_moe_gating_top_k_softmax(x, None, k)
+    assert torch.equal(probs, expected[0])
+    assert torch.equal(experts, expected[1])
+    assert everything.dtype == FLOAT32
+    assert_close(everything, softmax(x))
+    assert npu_moe_gating_top_k_softmax_v2(x, k, None, 0, False)[2].shape == (0,)
+
+
+@pytest.mark.parametrize("renorm", [0, 1])
+def test_ties_and_finished_rows_in_either_order(renorm):
+    finished = torch.tensor([False, True])
+    _, experts, _ = npu_moe_gating_top_k_softmax_v2(torch.zeros(2, 6), 2, finished, renorm, False)
+    assert experts.tolist() == [[0, 1], [6, 6]]
+
+
+def test_constraints_of_either_order():
+    x = torch.randn(3, 6)
+    for message, (changed, k, finished, renorm) in {
+        "x is float64": (x.double(), 1, None, 1),
+        "x has 1 dimensions": (x[0], 1, None, 1),
+        "k is 7, allowed: 1 to 6": (x, 7, None, 1),
+        "renorm is 2, allowed: 0, 1": (x, 1, None, 2),
+        "finished is int64, allowed: bool": (x, 1, torch.zeros(3).long(), 1),
+        r"finished has shape \(2,\), needed: \(3,\)": (x, 1, torch.zeros(2).bool(), 1),
+    }.items():
+        with refuses("npu_moe_gating_top_k_softmax_v2", message):
+            npu_moe_gating_top_k_softmax_v2(changed, k, finished, renorm, False)
