@@ -22,8 +22,8 @@ _TOPK_LIMIT = 512
 @kernel(
     "npu_moe_token_permute_with_routing_map",
     source=f"torch_npu 2.9.1 _op_plugin_docs.py; {_CANN}/aclnnMoeTokenPermuteWithRoutingMap.md; checks: "
-    f"aclnn_moe_token_permute_with_routing_map.cpp in {_HOST}/moe_token_permute_with_routing_map/op_host/op_api; Ascend/op-plugin 26.0.0 "
-    "test/test_custom_ops/test_npu_moe_token_permute_with_routing_map.py",
+    f"aclnn_moe_token_permute_with_routing_map.cpp in {_HOST}/moe_token_permute_with_routing_map/op_host/op_api; "
+    "Ascend/op-plugin 26.0.0 test/test_custom_ops/test_npu_moe_token_permute_with_routing_map.py",
 )
 def npu_moe_token_permute_with_routing_map(
     tokens: torch.Tensor,
