@@ -78,6 +78,37 @@ def sort_chunks_by_idxs(original: Callable) -> Callable:
     return fused_or_original
 
 
+def allgather_dispatch_postprocess(original: Callable) -> Callable:
+    """``MoEAllGatherTokenDispatcher.dispatch_postprocess``: probabilities permuted together with their tokens.
+
+    Upstream selects them by the map, and the host waits to learn how many there are, which it already knows.
+    """
+
+    @wraps(original)
+    def fused_or_original(self, hidden_states, probs):
+        if not self.config.moe_permute_fusion:
+            return original(self, hidden_states, probs)
+        from megatron.core.transformer.moe.token_dispatcher import permute
+
+        self.hidden_shape_before_permute = hidden_states.shape
+        self.local_map, self.local_probs = self.routing_map, probs
+        if self.num_local_experts < self.routing_map.shape[1]:
+            local = slice(self.local_expert_indices[0], self.local_expert_indices[-1] + 1)
+            self.local_map, self.local_probs = self.routing_map[:, local].contiguous(), probs[:, local].contiguous()
+        tokens_per_expert = self.local_map.sum(dim=0).long().cpu()
+        permuted, self.local_probs, self.reversed_local_input_permutation_mapping = permute(
+            hidden_states,
+            self.local_map,
+            probs=self.local_probs,
+            num_out_tokens=int(tokens_per_expert.sum()),
+            fused=True,
+        )[:3]
+        self.routing_map = None
+        return permuted, tokens_per_expert, self.local_probs
+
+    return fused_or_original
+
+
 def reached_past_the_wrapper(*args, **kwargs):
     """Stands for a TransformerEngine kernel in ``moe_utils``, whose only callers are wrapped."""
     from ascend_patch.engine.errors import AscendPatchError
@@ -107,6 +138,16 @@ _patch = partial(
 )
 
 PATCHES = (
+    Patch(
+        id="moe.allgather_probs",
+        target="megatron.core.transformer.moe.token_dispatcher:MoEAllGatherTokenDispatcher.dispatch_postprocess",
+        impl="ascend_patch.features.dispatcher:allgather_dispatch_postprocess",
+        mode="wrap",
+        upstream=">=0.16.1,<0.20",
+        reason="With --moe-permute-fusion the allgather dispatcher still selects probabilities by mask: a second wait.",
+        remove_when="upstream gives the probabilities to permute, as its alltoall dispatcher does.",
+        when=without_transformer_engine,
+    ),
     *(
         _patch(target=f"{_MODULE}:{name}", impl=f"ascend_patch.features.dispatcher:{name}", mode="wrap")
         for name in _FUNCTIONS

@@ -58,6 +58,7 @@ ROWS = (
     Row(("moe.router_aux_loss",)),
     Row(("moe.permute",), without={"moe_permute_fusion": False}, why="the fusion needs the patch"),
     Row(("moe.split_sizes",)),
+    Row(("moe.allgather_probs",), both={"moe_token_dispatcher_type": "allgather"}, why="only that dispatcher has it"),
     Row(("moe.grouped_gemm",), trained=True, why="upstream draws the initial weights expert by expert"),
     Row(("loss.cross_entropy",)),
     Row(("optimizer.adam",)),

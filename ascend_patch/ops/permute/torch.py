@@ -101,6 +101,10 @@ def _add_copies(copies: Tensor, sources: Tensor, num_rows: int) -> Tensor:
     if copies.numel() == 0:
         return copies.new_zeros(num_rows, copies.shape[1])
     by_source = sources.argsort(stable=True)
-    counts = torch.bincount(sources, minlength=num_rows)
-    starts = counts.cumsum(0) - counts
+    if sources.device.type == "cpu":
+        counts = torch.bincount(sources, minlength=num_rows)
+        starts = counts.cumsum(0) - counts
+    else:
+        # bincount() would wait for the device to learn the largest value.
+        starts = torch.searchsorted(sources[by_source], torch.arange(num_rows, device=sources.device))
     return torch.nn.functional.embedding_bag(by_source, copies.contiguous(), starts, mode="sum")

@@ -55,11 +55,14 @@ class _TopkThenSoftmax(torch.autograd.Function):
         routing_map = chosen.any(dim=1)
         ctx.save_for_backward(softmax)
         ctx.mark_non_differentiable(routing_map)
+        ctx.set_materialize_grads(False)  # zeros for the map otherwise
         return softmax.to(logits.dtype), routing_map
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_probs: Tensor, _: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, grad_probs: Tensor | None, _: None) -> tuple[Tensor | None, None]:
+        if grad_probs is None:
+            return None, None
         (softmax,) = ctx.saved_tensors
         # The softmax is zero outside the chosen experts, so what grad_probs holds there does not count.
         return _softmax_gradient(grad_probs.float(), softmax).to(grad_probs.dtype), None
@@ -71,11 +74,14 @@ class _SoftmaxThenTopk(torch.autograd.Function):
         softmax, routing_map = _softmax_and_map(logits, topk)
         ctx.save_for_backward(softmax, routing_map)
         ctx.mark_non_differentiable(routing_map)
+        ctx.set_materialize_grads(False)  # zeros for the map otherwise
         return (softmax * routing_map).to(logits.dtype), routing_map
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_probs: Tensor, _: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, grad_probs: Tensor | None, _: None) -> tuple[Tensor | None, None]:
+        if grad_probs is None:
+            return None, None
         softmax, routing_map = ctx.saved_tensors
         return _softmax_gradient(grad_probs.float() * routing_map, softmax).to(grad_probs.dtype), None
 
@@ -86,12 +92,15 @@ class _BalancingScores(torch.autograd.Function):
         softmax, routing_map = _softmax_and_map(logits, topk)
         ctx.save_for_backward(softmax)
         ctx.mark_non_differentiable(routing_map)
+        ctx.set_materialize_grads(False)  # zeros for the map otherwise
         ctx.dtype = logits.dtype
         return routing_map, softmax
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, _: Tensor, grad_scores: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, _: None, grad_scores: Tensor | None) -> tuple[Tensor | None, None]:
+        if grad_scores is None:
+            return None, None
         (softmax,) = ctx.saved_tensors
         return _softmax_gradient(grad_scores, softmax).to(ctx.dtype), None
 

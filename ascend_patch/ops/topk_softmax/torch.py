@@ -32,11 +32,14 @@ class _TopkSoftmax(torch.autograd.Function):
         routing_map = torch.zeros_like(wide, dtype=torch.bool).scatter_(1, experts, True)
         ctx.save_for_backward(softmax, routing_map)
         ctx.mark_non_differentiable(routing_map)
+        ctx.set_materialize_grads(False)  # zeros for the map otherwise
         return routing_probs.to(logits.dtype, copy=True), routing_map
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_probs: Tensor, _: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, grad_probs: Tensor | None, _: None) -> tuple[Tensor | None, None, None]:
+        if grad_probs is None:
+            return None, None, None
         softmax, routing_map = ctx.saved_tensors
         # Without pre_softmax the softmax is zero outside the chosen experts, as if their logits were -inf.
         grad = grad_probs.to(softmax.dtype).where(routing_map, 0.0)
