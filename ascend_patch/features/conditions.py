@@ -30,3 +30,8 @@ def where_eager(environment: Environment) -> str | None:
 def on_cpu(environment: Environment) -> str | None:
     """For what only the translation of ``torch.cuda`` to the host needs."""
     return None if environment.device == "cpu" else f"the device is {environment.device}, not cpu"
+
+
+def on_npu(environment: Environment) -> str | None:
+    """For what only torch_npu needs."""
+    return None if environment.device == "npu" else f"the device is {environment.device}, not npu"

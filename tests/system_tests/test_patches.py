@@ -93,6 +93,7 @@ ROWS = (
 ELSEWHERE = {
     "data.compile_helpers": "tests/unit_tests/features/test_platform.py: the wheel has no Makefile to run instead",
     "moe.router_gemm": "for 0.16 alone, whose wheel has no training loop: `make test-checkouts` with such a checkout",
+    "process_groups.hccl_options": "tests/unit_tests/features/test_process_groups.py: for npu alone",
 }
 
 
