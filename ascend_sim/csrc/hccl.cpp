@@ -404,7 +404,14 @@ class HcclBackend : public c10d::Backend {
     TORCH_CHECK(coalescing_, "simulated hccl: coalescing was ended but not started in group ", group());
     coalescing_ = false;
     if (coalesced_.empty()) return nullptr;
-    return c10::make_intrusive<CoalescedWork>(getRank(), std::exchange(coalesced_, {}));
+    Call call{"coalesced calls", group(), global_ranks_, getRank(), getSize(), sequence_, OpType::COALESCED};
+    auto all = c10::make_intrusive<HcclWork>(call, Tensors{}, coalesced_.size());
+    for (const auto& work : std::exchange(coalesced_, {})) {
+      work->getFuture()->addCallback([all](c10::ivalue::Future& one) {
+        all->run([&] { one.hasError() ? std::rethrow_exception(one.exception_ptr()) : void(); });
+      });
+    }
+    return all;
   }
 
  private:

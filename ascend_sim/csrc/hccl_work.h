@@ -19,7 +19,7 @@ namespace ascend_sim {
 
 using WorkPtr = c10::intrusive_ptr<c10d::Work>;
 
-// The handle of one call, which may consist of several parts in different lanes.
+// The handle of one call, or of several that are coalesced: what has parts, in whichever lanes.
 class HcclWork : public c10d::Work {
  public:
   HcclWork(Call call, std::vector<at::Tensor> outputs, size_t parts = 1)
@@ -33,6 +33,7 @@ class HcclWork : public c10d::Work {
   void run(const std::function<void()>& part) {
     std::exception_ptr error;
     try {
+      c10::InferenceMode no_autograd;
       part();
     } catch (const std::exception& cause) {
       error = named(cause.what());
@@ -64,7 +65,7 @@ class HcclWork : public c10d::Work {
  private:
   std::exception_ptr named(const std::string& cause) const {
     const std::string first_line = cause.substr(0, cause.find('\n'));  // c10 puts a backtrace below its messages
-    const bool complete = first_line.rfind(call_.name(), 0) == 0;
+    const bool complete = first_line.rfind("simulated hccl: ", 0) == 0;  // a refusal, or that of a coalesced call
     return std::make_exception_ptr(
         c10::DistBackendError({__func__, __FILE__, static_cast<uint32_t>(__LINE__)},
                               complete ? first_line
@@ -78,34 +79,6 @@ class HcclWork : public c10d::Work {
   size_t parts_;
   std::exception_ptr error_;
   const c10::intrusive_ptr<c10::ivalue::Future> future_;
-};
-
-// One handle for several.
-class CoalescedWork : public c10d::Work {
- public:
-  CoalescedWork(int rank, std::vector<WorkPtr> works) : Work(rank, c10d::OpType::COALESCED), works_(std::move(works)) {}
-
-  bool isCompleted() override {
-    for (auto& work : works_) {
-      if (!work->isCompleted()) return false;
-    }
-    return true;
-  }
-
-  bool wait(std::chrono::milliseconds timeout) override {
-    for (auto& work : works_) work->wait(timeout);
-    return true;
-  }
-
-  c10::intrusive_ptr<c10::ivalue::Future> getFuture() override {
-    wait(kNoTimeout);
-    auto future = c10::make_intrusive<c10::ivalue::Future>(c10::ListType::create(c10::TensorType::get()));
-    future->markCompleted(c10::IValue(std::vector<at::Tensor>{}));
-    return future;
-  }
-
- private:
-  const std::vector<WorkPtr> works_;
 };
 
 // A thread that carries out tasks one after the other, as a communication stream of the device does.
@@ -140,7 +113,6 @@ class Lane {
   };
 
   static void loop(std::shared_ptr<State> state) {
-    c10::InferenceMode no_autograd;
     while (true) {
       std::unique_lock<std::mutex> lock(state->mutex);
       state->changed.wait(lock, [&] { return state->closed || !state->tasks.empty(); });

@@ -19,7 +19,7 @@ from typing import NamedTuple
 import torch
 import torch.distributed as dist
 
-WAIT = datetime.timedelta(seconds=30)
+WAIT = datetime.timedelta(seconds=60)
 """How long a rank waits for the others: far more than any check takes, far less than the test's own limit."""
 
 
@@ -50,10 +50,10 @@ def checks(modules):
 def run(rank, size, directory, seed, functions):
     """One rank, from the first group to the file of its results."""
     torch.npu.set_device(rank)
-    dist.init_process_group(
-        "hccl", init_method=f"file://{directory}/rendezvous", rank=rank, world_size=size, timeout=WAIT
-    )
-    world = World(rank, size, torch.device("npu", rank), seed)
+    device = torch.device("npu", rank)
+    method = f"file://{directory}/rendezvous"
+    dist.init_process_group("hccl", method, WAIT, rank=rank, world_size=size, device_id=device)
+    world = World(rank, size, device, seed)
     results = {}
     for name, function in functions.items():
         results[name] = None

@@ -36,7 +36,7 @@ def _launch(size, directory):
     command = [sys.executable, str(WORKER), str(size), str(directory), str(seed), *MODULES[size]]
     log = directory / "output"
     with log.open("w") as output:
-        code = subprocess.run(command, env=environment, stdout=output, stderr=output, timeout=120).returncode
+        code = subprocess.run(command, env=environment, stdout=output, stderr=output, timeout=240).returncode
     print(f"{size} processes, seed {seed}")
     files = [directory / f"rank{rank}.json" for rank in range(size)]
     if code or not all(file.exists() for file in files):
