@@ -42,15 +42,16 @@ test: test-host test-npu
 test-host: megatron
 	@$(PYTEST) -m "$(FAST) and not npu and not simulator" $(ARGS) $(OR_NONE)
 
-test-npu: venv
-	@$(ON_NPU) $(PYTEST) -m "$(FAST) and (npu or simulator)" tests/unit_tests $(ARGS) $(OR_NONE)
+test-npu: megatron
+	@$(ON_NPU) $(PYTEST) -m "$(FAST) and (npu or simulator)" $(ARGS) $(OR_NONE)
 
 test-all: megatron
 	@$(PYTEST) -m "not checkouts and not npu and not simulator" $(ARGS) $(OR_NONE)
-	@$(ON_NPU) $(PYTEST) -m "not checkouts and (npu or simulator)" tests/unit_tests $(ARGS) $(OR_NONE)
+	@$(ON_NPU) $(PYTEST) -m "not checkouts and (npu or simulator)" $(ARGS) $(OR_NONE)
 
 test-checkouts: venv
-	@$(PY) -m pytest -m checkouts tests/system_tests $(MEGATRON_PATHS:%=--megatron-path %) $(ARGS)
+	@$(PY) -m pytest -m "checkouts and not npu" tests/system_tests $(MEGATRON_PATHS:%=--megatron-path %) $(ARGS)
+	@$(ON_NPU) $(PY) -m pytest -m "checkouts and npu" tests/system_tests $(MEGATRON_PATHS:%=--megatron-path %) $(ARGS)
 
 check: venv
 	@$(PY) -m ruff check .

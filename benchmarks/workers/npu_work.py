@@ -1,7 +1,8 @@
 """A few training steps of upstream's loop on the simulated NPU, counted by part of the model.
 
-``--model NAME`` is one of :data:`benchmarks.workload.NPU_MODELS`, all other arguments are upstream's. The simulator counts (``ascend-sim run --report``); this worker only says which part of
-the model is at work: a scope around every module that has one, and around the optimizer's step.
+``--model NAME`` is one of :data:`benchmarks.workload.NPU_MODELS`, all other arguments are upstream's. The simulator
+counts (``ascend-sim run --report``); this worker only says which part of the model is at work: a scope around every
+module that has one, and around the optimizer's step.
 """
 
 import functools

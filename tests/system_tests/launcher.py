@@ -80,9 +80,13 @@ class Run:
 
 
 def environment(megatron: Path | None = None, **changes: str | None) -> dict[str, str]:
-    """A user's environment: one thread a process, ``megatron`` first on the path, no settings of ascend_patch."""
+    """A user's environment: one thread a process, ``megatron`` first on the path, no settings of ascend_patch.
+
+    Of the inherited path only torch_npu stays, which `ascend-sim run` has put there.
+    """
     inherited = {name: value for name, value in os.environ.items() if not name.startswith(("ASCEND_PATCH", "PYTEST"))}
     path = [str(folder) for folder in (megatron, ROOT) if folder is not None]
+    path += [p for p in inherited.get("PYTHONPATH", "").split(os.pathsep) if p and (Path(p) / "torch_npu").is_dir()]
     own = {
         "OMP_NUM_THREADS": "1",
         "CUDA_DEVICE_MAX_CONNECTIONS": "1",
@@ -98,7 +102,6 @@ def train(
     processes: int = 1,
     megatron: Path | None = None,
     script: Path | None = None,
-    simulator: Sequence[str] | None = None,
     variables: Mapping[str, str] | None = None,
     timeout: float = 240.0,
     watch: Callable[[str, int], object] | None = None,
@@ -108,7 +111,6 @@ def train(
     Args:
         processes: 1 starts Python directly, which saves torchrun's own start; more go through torchrun.
         megatron: folder to put before the installed Megatron.
-        simulator: options of `ascend-sim run`; None trains on what is there.
         watch: called with every line of output and the id of the process group, while the job runs.
     """
     settings = dict(variables or {})
@@ -122,8 +124,6 @@ def train(
     else:
         torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
         command = [sys.executable, *torchrun, *entry, *arguments]
-    if simulator is not None:
-        command = [sys.executable, "-m", "ascend_sim", "run", *simulator, "--", *command]
     return run(command, environment(megatron, **settings), timeout, watch)
 
 

@@ -51,7 +51,7 @@ def save_weights(folder: Path, precision: str, **start: object) -> Path:
 
 
 def train_on(device: str, layout: str, precision: str, weights: Path, **start: object) -> tuple[Run, dict]:
-    """Train a layout for ten iterations on "cpu" or on the simulated "npu".
+    """Train a layout for ten iterations on "cpu" or "npu".
 
     Args:
         weights: from :func:`save_weights`; reports go beside it.
@@ -65,7 +65,6 @@ def train_on(device: str, layout: str, precision: str, weights: Path, **start: o
     run = train(
         tiny(**{**SHAPE, **flags, **PRECISIONS[precision], "load": weights, "finetune": True}),
         processes=processes,
-        simulator=[] if device == "npu" else None,
         variables={"ASCEND_PATCH_REPORT": str(report), "ASCEND_PATCH_DEVICE": device},
         timeout=500,
         **start,

@@ -1,56 +1,57 @@
-"""The NPU path trains on the simulated device: the losses are the cpu device's, from the same weights.
+"""Training on the NPU, real or simulated: the losses are the cpu device's, from the same weights.
 
-Five of the cases run always; `make test-all` runs every layout on every release, and `make test-checkouts` on
+Some of the cases run always; `make test-all` runs every layout on every release, and `make test-checkouts` on
 checkouts with their own `pretrain_gpt.py`.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from tests.system_tests import parity, releases
 
-NEWEST = releases.TRAINABLE[-1]
+pytestmark = [pytest.mark.npu, pytest.mark.usefixtures("npu_device"), pytest.mark.timeout(1200)]
+
+OLDEST, *_, NEWEST = releases.TRAINABLE
 ALWAYS = {
     (NEWEST, "one", "fp32"),
     (NEWEST, "one", "bf16"),
     (NEWEST, "ep2", "fp32"),
-    (releases.TRAINABLE[0], "tp2_sp", "fp32"),
-    (releases.TRAINABLE[1], "pp2", "fp32"),
+    (OLDEST, "tp2_sp", "fp32"),
 }
 
-CASES = [
-    pytest.param(
-        release,
-        layout,
-        precision,
-        id=f"{release}-{layout}-{precision}",
-        marks=[] if (release, layout, precision) in ALWAYS else [pytest.mark.slow],
-    )
-    for release in releases.TRAINABLE
-    for layout in parity.LAYOUTS
-    for precision in parity.PRECISIONS
-]
+
+def _cases() -> list:
+    cases = [(r, layout, p) for r in releases.TRAINABLE for layout in parity.LAYOUTS for p in parity.PRECISIONS]
+    return [
+        pytest.param(*case, id="-".join(case), marks=[] if case in ALWAYS else [pytest.mark.slow]) for case in cases
+    ]
 
 
-@pytest.mark.parametrize(("release", "layout", "precision"), CASES)
-def test_parity_with_the_cpu_device(release: str, layout: str, precision: str, tmp_path: Path) -> None:
-    start = {"megatron": releases.folder(release)}
-    weights = parity.save_weights(tmp_path, precision, **start)
-    reference, _ = parity.train_on("cpu", layout, precision, weights, **start)
-    run, report = parity.train_on("npu", layout, precision, weights, **start)
-    parity.check_parity(run, reference, precision)
-    parity.check_npu_ran(report)
+@pytest.mark.parametrize(("release", "layout", "precision"), _cases())
+def test_parity_with_the_cpu_device(
+    release: str, layout: str, precision: str, tmp_path: Path, record_property: Callable[[str, object], None]
+) -> None:
+    check(layout, precision, tmp_path, record_property, megatron=releases.folder(release))
 
 
 @pytest.mark.checkouts
 @pytest.mark.parametrize("precision", parity.PRECISIONS)
 @pytest.mark.parametrize("layout", parity.LAYOUTS)
-def test_checkout(checkout: Path, layout: str, precision: str, tmp_path: Path) -> None:
+def test_checkout(
+    checkout: Path, layout: str, precision: str, tmp_path: Path, record_property: Callable[[str, object], None]
+) -> None:
     """Unmodified checkouts, stock script, GPU flags."""
-    start = {"megatron": checkout, "script": checkout / "pretrain_gpt.py"}
-    weights = parity.save_weights(tmp_path, precision, **start)
+    check(layout, precision, tmp_path, record_property, megatron=checkout, script=checkout / "pretrain_gpt.py")
+
+
+def check(layout: str, precision: str, folder: Path, record: Callable[[str, object], None], **start: object) -> None:
+    weights = parity.save_weights(folder, precision, **start)
     reference, _ = parity.train_on("cpu", layout, precision, weights, **start)
     run, report = parity.train_on("npu", layout, precision, weights, **start)
+    for device, trained in (("cpu", reference), ("npu", run)):
+        record(f"losses on {device}", " ".join(str(i.loss) for i in trained.iterations.values()))
+    record("largest relative difference", f"{max(parity.difference(run, reference)):.1e}")
     parity.check_parity(run, reference, precision)
     parity.check_npu_ran(report)

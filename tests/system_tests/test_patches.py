@@ -69,6 +69,7 @@ ROWS = (
     ),
     Row(("optimizer.multi_tensor_scale",)),
     Row(("optimizer.multi_tensor_norm",)),
+    Row(("optimizer.copy_to_model",)),
     Row(("optimizer.loss_scale", "training.statistics", "training.validation")),
     Row(
         (

@@ -16,26 +16,24 @@ pytestmark = pytest.mark.simulator
 SAMPLES = 5
 """Sample inputs of each operator: the first ones are the plain ones."""
 
-ALWAYS = frozenset(
-    """
+_ALWAYS = """
     add addmm all amax any arange argmax argsort baddbmm bincount bmm cat chunk clamp clone cos cumsum div einsum empty
     eq exp expand fill full gather index_add index_copy index_put index_select isnan linspace log_softmax masked_fill
     matmul max mean mm mul new_zeros nn.functional.cross_entropy nn.functional.embedding nn.functional.linear
     nn.functional.pad nn.functional.scaled_dot_product_attention nn.functional.silu nonzero norm ones_like outer permute
-    pow repeat_interleave reshape roll rsqrt scatter scatter_add select sigmoid sin softmax sort split sqrt squeeze stack
-    sub sum t tanh to topk transpose tril unbind unflatten unique unsqueeze view where zeros zeros_like
-    """.split()
-)
+    pow repeat_interleave reshape roll rsqrt scatter scatter_add select sigmoid sin softmax sort split sqrt squeeze
+    stack sub sum t tanh to topk transpose tril unbind unflatten unique unsqueeze view where zeros zeros_like
+"""
+ALWAYS = frozenset(_ALWAYS.split())
 
 # What differs, and why that is no defect of the simulator. Anything else that fails is one.
-RANDOM = frozenset(
-    """
+_RANDOM = """
     bernoulli cauchy exponential geometric log_normal multinomial nn.functional.alpha_dropout nn.functional.dropout
     nn.functional.dropout2d nn.functional.dropout3d nn.functional.feature_alpha_dropout
-    nn.functional.fractional_max_pool2d nn.functional.fractional_max_pool3d nn.functional.rrelu normal pca_lowrank rand_like
-    randint randint_like randn randn_like svd_lowrank uniform nn.functional.scaled_dot_product_attention
-    """.split()
-)
+    nn.functional.fractional_max_pool2d nn.functional.fractional_max_pool3d nn.functional.rrelu normal pca_lowrank
+    rand_like randint randint_like randn randn_like svd_lowrank uniform nn.functional.scaled_dot_product_attention
+"""
+RANDOM = frozenset(_RANDOM.split())
 UNINITIALIZED = frozenset(
     ["empty", "empty_like", "empty_permuted", "empty_strided", "new_empty", "new_empty_strided"]
 )
@@ -55,7 +53,8 @@ for case in CASES:
 
 @pytest.mark.parametrize("op", CASES)
 def test_operator(op, npu_device):
-    dtype = torch.float32 if torch.float32 in op.supported_dtypes("cpu") else sorted(op.supported_dtypes("cpu"), key=str)[0]
+    dtypes = sorted(op.supported_dtypes("cpu"), key=str)
+    dtype = torch.float32 if torch.float32 in dtypes else dtypes[0]
     differentiable = dtype in op.supported_backward_dtypes("cpu") and op.supports_autograd
     torch.manual_seed(0)
     samples = list(itertools.islice(op.sample_inputs("cpu", dtype, requires_grad=differentiable), SAMPLES))
