@@ -17,6 +17,7 @@ _FAMILIES = (
     "moe_gating_v2",
     "moe_permute",
     "moe_permute_routing_map",
+    "moe_unpermute_routing_map",
     "norm",
     "optimizer",
     "plumbing",

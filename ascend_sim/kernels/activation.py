@@ -13,7 +13,14 @@ _SOURCE = (
 )
 
 
-@kernel("npu_swiglu", source=_SOURCE, assumes=("silu and product are computed in float32 and rounded once.",))
+@kernel(
+    "npu_swiglu",
+    source=_SOURCE,
+    assumes=(
+        "silu and product are computed in float32 and rounded once.",
+        "Empty tensors are refused, as torch_npu's page says; CANN's page of aclnnSwiGlu allows them.",
+    ),
+)
 def npu_swiglu(input: torch.Tensor, dim: int) -> torch.Tensor:
     """``silu(a) * b`` of the halves `a`, `b` of `input` along `dim`.
 

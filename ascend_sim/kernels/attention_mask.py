@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from ascend_sim.errors import ConstraintError, NotModelled, require
-from ascend_sim.kernels.checks import require_dtype, require_shape
+from ascend_sim.kernels.checks import require_choice, require_dtype, require_shape
 
 #: Modes whose mask is one triangle that stands for any length.
 COMPRESSED_MODES = (2, 3, 4)
@@ -90,6 +90,7 @@ class MaskArguments:
         return self._explicit(mask.bool()[None, None, :queries, :keys], queries, keys, packed=True)
 
     def _check(self) -> int:
+        require_choice("inner_precise", self.inner_precise, (0, 1, 2))
         mode, mask = self.sparse_mode, self.atten_mask
         if mode in (5, 6, 7, 8):
             raise NotModelled(f"sparse_mode={mode} (prefix, or sequences cut over devices) is not modelled")

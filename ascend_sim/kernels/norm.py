@@ -12,7 +12,10 @@ _DOCS = "https://gitcode.com/Ascend/op-plugin/blob/26.0.0/docs/zh/custom_APIs/to
 @kernel(
     "npu_rms_norm",
     source=f"{_DOCS}/（beta）torch_npu-npu_rms_norm.md (Ascend/op-plugin 26.0.0)",
-    assumes=("With a float32 gamma and a 16-bit input the product is rounded once, to the input's data type.",),
+    assumes=(
+        "With a float32 gamma and a 16-bit input the product is rounded once, to the input's data type.",
+        "One dimension is allowed, as in CANN's page; torch_npu's page says 2 to 8 but shows a gamma of one.",
+    ),
 )
 def npu_rms_norm(input: torch.Tensor, gamma: torch.Tensor, epsilon: float) -> tuple[torch.Tensor, torch.Tensor]:
     """``input / sqrt(mean(input ** 2) + epsilon) * gamma`` over the trailing dimensions that `gamma` has.

@@ -147,7 +147,8 @@ def assumptions_markdown() -> str:
         "",
         "The kernels compute what the public documents of torch_npu and CANN say. Where those are silent, the list",
         "says what was assumed: that is what someone with a device should check first. Rounding differs as well: a",
-        "kernel accumulates in float32 and rounds once, unless something else is stated.",
+        "kernel accumulates in float32 and rounds once, unless something else is stated. An `npu::` operator that is",
+        "not listed here raises an error with its name, and so does an argument that its kernel does not model.",
     ]
     groups: dict[KernelFunction, list[Kernel]] = {}
     for entry in KERNELS.values():

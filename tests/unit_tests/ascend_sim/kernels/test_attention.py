@@ -349,6 +349,7 @@ def test_constraints_on_masks():
     tensors, hidden = inputs(), torch.ones(7, 7, dtype=torch.bool).triu(1)
     for message, change in {
         "sparse_mode is 9": {"sparse_mode": 9},
+        "inner_precise is 3, allowed: 0, 1, 2": {"inner_precise": 3},
         "atten_mask is None with sparse_mode 2: the device would attend to everything": {"sparse_mode": 2},
         "are given without atten_mask: the device would attend to everything": {"next_tockens": 0},
         "atten_mask is float32, allowed: bool, uint8": {"atten_mask": hidden.float()},

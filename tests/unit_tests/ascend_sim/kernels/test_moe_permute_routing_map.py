@@ -9,10 +9,10 @@ from ascend_sim.kernels.moe_permute_routing_map import (
 from ascend_sim.kernels.moe_permute_routing_map import (
     npu_moe_token_permute_with_routing_map_grad as permute_grad,
 )
-from ascend_sim.kernels.moe_permute_routing_map import (
+from ascend_sim.kernels.moe_unpermute_routing_map import (
     npu_moe_token_unpermute_with_routing_map as unpermute,
 )
-from ascend_sim.kernels.moe_permute_routing_map import (
+from ascend_sim.kernels.moe_unpermute_routing_map import (
     npu_moe_token_unpermute_with_routing_map_grad as unpermute_grad,
 )
 from tests.unit_tests.ascend_sim.kernels.checks import (
@@ -152,6 +152,20 @@ def test_gradients_on_device(torch_npu, npu_device, dtype, padded):
     check_on_device(operator, formula, inputs, npu_device)
 
 
+@pytest.mark.simulator
+def test_without_autograd_on_device(torch_npu, npu_device):
+    chosen, tokens = routing_map(), torch.randn(TOKENS, HIDDEN)
+    with torch.inference_mode():
+        on_device = chosen.to(npu_device)
+        rows, _, indices = torch_npu.npu_moe_token_permute_with_routing_map(
+            tokens.to(npu_device), on_device, num_out_tokens=TOKENS * TOPK
+        )
+        found = torch_npu.npu_moe_token_unpermute_with_routing_map(
+            rows, indices, [TOKENS, HIDDEN], routing_map=on_device
+        )
+    assert_close(found, TOPK * tokens.double())
+
+
 def test_constraints_of_the_permutation():
     chosen, tokens, probs = routing_map(), torch.randn(TOKENS, HIDDEN), torch.rand(TOKENS, EXPERTS)
     uneven = chosen.clone()
@@ -170,6 +184,16 @@ def test_constraints_of_the_permutation():
         "num_out_tokens is 56, allowed: 0 to 55": {"rows": 56},
         "num_out_tokens is 21, needed: a multiple of 5 experts": {"rows": 21, "padded": True},
         "1 tokens have another number of experts than": {"chosen": uneven},
+        "topk is 512, allowed: less than 512": {
+            "tokens": tokens[:1],
+            "chosen": torch.ones(1, 600).bool(),
+            "probs": None,
+            "rows": 512,
+        },
+        "routing_map has shape .*, allowed: less than 16777215 either way": {
+            "tokens": tokens[:1],
+            "chosen": torch.ones(1, 1).bool().expand(1, 16_777_215),
+        },
     }.items():
         with refuses("npu_moe_token_permute_with_routing_map", message):
             there_with(**change)

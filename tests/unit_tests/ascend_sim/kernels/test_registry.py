@@ -132,8 +132,7 @@ def test_tensors_on_the_host_are_refused(torch_npu, npu_device):
 
 @pytest.mark.simulator
 def test_tensors_on_several_devices_are_refused(torch_npu, npu_device):
-    if torch.npu.device_count() < 2:
-        pytest.skip("one device only; `ascend-sim run --devices 2` has two")
+    assert torch.npu.device_count() > 1, "run with `ascend-sim run --devices 2` or more"
     with pytest.raises(ConstraintError, match="input on npu:0, gamma on npu:1"):
         torch_npu.npu_rms_norm(torch.ones(2, 3, device=npu_device), torch.ones(3, device="npu:1"))
 
