@@ -61,9 +61,9 @@ def _copy_sizes(dispatcher: Any, tokens_per_expert: "Tensor | None") -> "Tensor 
     """Start the copy on the stream whose event upstream records next and waits for when it needs the sizes."""
     import torch
 
-    sizes = {name: getattr(dispatcher, name, None) for name in _AS_NUMPY + _AS_TENSOR}
-    sizes["tokens_per_expert"] = tokens_per_expert
-    sizes = {name: t for name, t in sizes.items() if isinstance(t, torch.Tensor) and t.device.type != "cpu"}
+    held = {name: getattr(dispatcher, name, None) for name in _AS_NUMPY + _AS_TENSOR}
+    held["tokens_per_expert"] = tokens_per_expert
+    sizes = {name: t for name, t in held.items() if isinstance(t, torch.Tensor) and t.device.type != "cpu"}
     if not sizes:
         return tokens_per_expert
     packed = torch.cat([t.reshape(-1) for t in sizes.values()])

@@ -79,16 +79,16 @@ class _Permute(torch.autograd.Function):
         ctx: Any, grad_permuted: Tensor | None, grad_probs: Tensor | None, _: None
     ) -> tuple[Tensor | None, None, Tensor | None, None]:
         routing_map, rows = ctx.saved_tensors
-        if grad_permuted is None and grad_probs is None:
-            return None, None, None, None
-        if grad_permuted is None:
-            return None, None, _permute_gradients(grad_probs.unsqueeze(-1), grad_probs, rows, routing_map)[1], None
-        if grad_probs is None or grad_probs.dtype == grad_permuted.dtype:
-            grad_tokens, grad_probs = _permute_gradients(grad_permuted, grad_probs, rows, routing_map)
-            return grad_tokens, None, grad_probs, None
-        grad_tokens, _ = _permute_gradients(grad_permuted, None, rows, routing_map)
-        _, grad_probs = _permute_gradients(grad_probs.unsqueeze(-1), grad_probs, rows, routing_map)
-        return grad_tokens, None, grad_probs, None
+        grad_tokens: Tensor | None = None
+        grad_map: Tensor | None = None
+        if grad_permuted is not None and (grad_probs is None or grad_probs.dtype == grad_permuted.dtype):
+            grad_tokens, grad_map = _permute_gradients(grad_permuted, grad_probs, rows, routing_map)
+            return grad_tokens, None, grad_map, None
+        if grad_permuted is not None:
+            grad_tokens, _ = _permute_gradients(grad_permuted, None, rows, routing_map)
+        if grad_probs is not None:
+            _, grad_map = _permute_gradients(grad_probs.unsqueeze(-1), grad_probs, rows, routing_map)
+        return grad_tokens, None, grad_map, None
 
 
 def _permute_gradients(
