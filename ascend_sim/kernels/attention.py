@@ -39,7 +39,7 @@ def tensors_read(arguments: dict[str, Any]) -> Iterable[Any]:
         "Calls that the device accepts but whose sparse_mode, pre_tockens or next_tockens it ignores for want of an "
         "atten_mask are refused.",
         "Packed sequences must cover all tokens; the form with zeros at the end of actual_seq_qlen is not modelled.",
-        "The alignment of packed softmax results: the values of softmax_layout '' stand in [heads, tokens] order.",
+        "Of packed sequences, softmax maxima and sums of softmax_layout '' stand in the order [heads, tokens].",
         "pse, prefix, padding_mask, sink and an external dropout_mask are not modelled.",
     ),
     ignores=("gen_mask_parallel", "sync"),

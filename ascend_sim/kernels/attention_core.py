@@ -71,9 +71,8 @@ class Attention:
             probability = (scores - maximum[:, :, :, block]).exp_().div_(total[:, :, :, block].clamp_min(1e-37))
             grad_rows = gradient[:, :, :, block]
             grad_probability = (grad_rows.flatten(2, 3) @ self._value[:, :, inside].mT).view_as(probability)
-            dropped = probability
-            if self._keep is not None:
-                factor = self._kept(rows, columns)
+            dropped, factor = probability, self._dropout_factor(rows, columns)
+            if factor is not None:
                 grad_probability, dropped = grad_probability * factor, probability * factor
             grad_value[:, :, inside] += dropped.flatten(2, 3).mT @ grad_rows.flatten(2, 3)
             grad_scores = probability * (grad_probability - delta[:, :, :, block]) * self._scale
@@ -95,8 +94,8 @@ class Attention:
         weights = (scores - maximum.unsqueeze(-1)).exp_()
         total = weights.sum(-1)
         weights = weights / total.clamp_min(1e-37).unsqueeze(-1)
-        if self._keep is not None:
-            weights = weights * self._kept(rows, columns)
+        if (factor := self._dropout_factor(rows, columns)) is not None:
+            weights = weights * factor
         output = weights.flatten(2, 3) @ self._value[:, :, slice(*columns)]
         return output.unflatten(2, weights.shape[2:4]), maximum, total
 
@@ -112,10 +111,10 @@ class Attention:
             return scores, False
         return scores.masked_fill_(self._spread(hidden), float("-inf")), bool(hidden.all(-1).any())
 
-    def _kept(self, rows: tuple[int, int], columns: tuple[int, int]) -> torch.Tensor:
-        """Dropout factor of a block: 0, or 1 / keep_prob."""
+    def _dropout_factor(self, rows: tuple[int, int], columns: tuple[int, int]) -> torch.Tensor | None:
+        """0 or 1 / keep_prob for each score of a block; None without dropout."""
         if self._keep is None:
-            raise AttributeError("no dropout")
+            return None
         block = self._keep[:, :, slice(*rows), slice(*columns)]
         return self._group(block) / self._keep_prob
 
