@@ -1,10 +1,12 @@
 """An Adam that resumes, and gradients of weights accumulated in place."""
 
-from functools import partial
+from collections.abc import Callable
+from functools import partial, wraps
+from itertools import chain
 from types import SimpleNamespace
 
 from ascend_patch.engine.patch import Patch
-from ascend_patch.features.conditions import without_fused_optimizer
+from ascend_patch.features.conditions import without_fused_optimizer, without_transformer_engine
 
 TRUE, FALSE = True, False
 
@@ -38,6 +40,38 @@ def local_multi_tensor_l2_norm(chunk_size, noop_flag, tensor_lists, per_tensor, 
 
     tensors = [t for tensors in tensor_lists for t in tensors]
     return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(tensors))).reshape(1), None
+
+
+def copy_main_params_to_model_params(original: Callable) -> Callable:
+    """``DistributedOptimizer._copy_main_params_to_model_params``, one copy for neighbours on both sides.
+
+    Those are most of them once :func:`ascend_patch.modules.adam.lay_out_side_by_side` has been at work.
+    """
+
+    @wraps(original)
+    def copy_joined(self) -> None:
+        if (
+            self.is_stub_optimizer
+            or self.ddp_config.use_megatron_fsdp
+            or self.config.use_precision_aware_optimizer_no_fp8_or_ds_fp8
+        ):
+            return original(self)
+        from ascend_patch.ops.neighbours import joined
+
+        pairs = []
+        for main_groups, model_groups in (
+            (self.shard_fp32_from_float16_groups, self.model_float16_groups),
+            (self.shard_fp32_groups, self.model_fp32_groups),
+        ):
+            for main, model in zip(chain(*main_groups), chain(*model_groups), strict=True):
+                within = self._get_model_param_range_map(model)["gbuf_world_in_bucket"]
+                buffer, _, bucket = self.model_param_gbuf_map[model]
+                params = self.buffers[buffer].buckets[bucket].param_data.view(-1)
+                pairs.append((main.detach(), params[within.start : within.end]))
+        for main, model in joined(pairs):
+            model.copy_(main)
+
+    return copy_joined
 
 
 #: What upstream calls of Apex's extension of that name, whatever the dtype of ``main_grad``.
@@ -101,5 +135,15 @@ PATCHES = (
         remove_when="upstream reduces the norms on the device where Apex and TransformerEngine are missing.",
         when=without_fused_optimizer,
         consumers=("megatron.core.optimizer.clip_grads:get_grad_norm_fp32",),
+    ),
+    Patch(
+        id="optimizer.copy_to_model",
+        target=f"{_OPTIMIZER}.distrib_optimizer:DistributedOptimizer._copy_main_params_to_model_params",
+        impl=f"{_HERE}:copy_main_params_to_model_params",
+        mode="wrap",
+        upstream=">=0.16.1,<0.20",
+        reason="After each step every parameter is copied from its float32 original by itself: as many launches.",
+        remove_when="upstream lays its main parameters out like its parameter buffer and copies that at once.",
+        when=without_transformer_engine,
     ),
 )

@@ -10,7 +10,7 @@ read from the device. Formula: Ascend/op-plugin, test/test_custom_ops/test_npu_a
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -18,6 +18,7 @@ import torch_npu  # noqa: F401  registers the operators
 from torch import Tensor
 
 from ascend_patch.ops.adam import reference
+from ascend_patch.ops.neighbours import adjacent, joined, runs, span
 
 JOINS_NEIGHBOURS = True
 """See :func:`ascend_patch.ops.adam.joins_neighbours`."""
@@ -99,46 +100,15 @@ def adam_step(
 
 def _joined(quads: list[_Quad]) -> Iterator[_Quad]:
     """The same elements in as few quads as memory allows."""
-    quads = sorted(quads, key=lambda quad: quad.param.data_ptr())
-    segments = [_Quad._make(map(_span, zip(*run, strict=True))) for run in _runs(quads, _follows)]
-    for run in _runs(segments, _follows_but_for_its_gradient):
+    segments = [_Quad(*row) for row in joined(quads)]
+    for run in runs(segments, _follows_but_for_its_gradient):
         if len(run) == 1:
             yield run[0]
         else:
             params, exp_avgs, exp_avg_sqs, grads = zip(*run, strict=True)
-            yield _Quad(_span(params), _span(exp_avgs), _span(exp_avg_sqs), torch.cat(grads))
-
-
-def _runs(quads: list[_Quad], follows: Callable[[_Quad, _Quad], bool]) -> Iterator[list[_Quad]]:
-    """Cut the list wherever one quad does not follow the one before it."""
-    run: list[_Quad] = []
-    for quad in quads:
-        if run and not follows(run[-1], quad):
-            yield run
-            run = []
-        run.append(quad)
-    if run:
-        yield run
-
-
-def _follows(before: _Quad, quad: _Quad) -> bool:
-    return all(map(_adjacent, before, quad))
+            yield _Quad(span(params), span(exp_avgs), span(exp_avg_sqs), torch.cat(grads))
 
 
 def _follows_but_for_its_gradient(before: _Quad, quad: _Quad) -> bool:
     short = max(before.grad.numel(), quad.grad.numel()) < _SHORT
-    return short and all(map(_adjacent, before[:3], quad[:3]))
-
-
-def _adjacent(before: Tensor, t: Tensor) -> bool:
-    """Whether the one begins where the other ends, in the same storage."""
-    return (
-        t.storage_offset() == before.storage_offset() + before.numel()
-        and t.untyped_storage().data_ptr() == before.untyped_storage().data_ptr()
-    )
-
-
-def _span(neighbours: Sequence[Tensor]) -> Tensor:
-    """One flat view of them all."""
-    first = neighbours[0]
-    return first.as_strided((sum(t.numel() for t in neighbours),), (1,), first.storage_offset())
+    return short and all(map(adjacent, before[:3], quad[:3]))
