@@ -100,7 +100,7 @@ def check_all_reduce(world):
 
 
 def check_all_reduce_of_bool_is_or(world):
-    inputs = [torch.tensor([rank == 0, rank % 2 == 1, False]) for rank in range(world.size)]
+    inputs = [torch.tensor([rank == 0, rank % 2 == 1, True, False]) for rank in range(world.size)]
     (tensor,) = on_device(world, inputs[world.rank])
     dist.all_reduce(tensor)
     same(tensor, torch.stack(inputs).any(0))
