@@ -7,7 +7,7 @@ carries it inside, as data. Everything else (metadata, entry points, tools) is i
 from setuptools import find_packages, setup
 
 setup(
-    packages=[*find_packages(include=["ascend_patch", "ascend_patch.*", "ascend_sim", "ascend_sim.*"]), "ascend_patch.patches"],
+    packages=[*find_packages(include=["ascend_patch*", "ascend_sim*"]), "ascend_patch.patches"],
     package_dir={"ascend_patch": "ascend_patch", "ascend_patch.patches": "patches", "ascend_sim": "ascend_sim"},
     package_data={"ascend_patch.patches": ["*.toml", "*.md", "torch_npu/*.toml"], "ascend_sim": ["csrc/*"]},
 )
