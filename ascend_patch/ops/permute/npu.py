@@ -79,15 +79,14 @@ class _Permute(torch.autograd.Function):
         ctx: Any, grad_permuted: Tensor | None, grad_probs: Tensor | None, _: None
     ) -> tuple[Tensor | None, None, Tensor | None, None]:
         routing_map, rows = ctx.saved_tensors
-        grad_tokens: Tensor | None = None
-        grad_map: Tensor | None = None
+        grad_tokens = grad_map = None
         if grad_permuted is not None and (grad_probs is None or grad_probs.dtype == grad_permuted.dtype):
             grad_tokens, grad_map = _permute_gradients(grad_permuted, grad_probs, rows, routing_map)
             return grad_tokens, None, grad_map, None
         if grad_permuted is not None:
-            grad_tokens, _ = _permute_gradients(grad_permuted, None, rows, routing_map)
+            grad_tokens = _permute_gradients(grad_permuted, None, rows, routing_map)[0]
         if grad_probs is not None:
-            _, grad_map = _permute_gradients(grad_probs.unsqueeze(-1), grad_probs, rows, routing_map)
+            grad_map = _permute_gradients(grad_probs.unsqueeze(-1), grad_probs, rows, routing_map)[1]
         return grad_tokens, None, grad_map, None
 
 
