@@ -139,7 +139,7 @@ def _row_weights(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Weight of each row (0 if ignored), whether it counts, and the weights of the classes."""
     classes_weight = torch.ones(classes) if weight is None else weight
-    counted = (target != ignore_index).float() if ignore_index >= 0 else torch.ones(target.numel())
+    counted = (target != ignore_index).float()
     return classes_weight[target] * counted, counted, classes_weight
 
 
