@@ -89,9 +89,9 @@ def attention_thd(
     left, right = _limits(causal, window, max_queries=tokens, max_keys=key.shape[0])
     ends_q, ends_kv = _ends(host_list(cu_seqlens_q), host_list(cu_seqlens_kv), right)
     output = torch_npu.npu_fusion_attention(
-        query[: ends_q[-1]],
-        key[: ends_kv[-1]],
-        value[: ends_kv[-1]],
+        _first(query, ends_q[-1]),
+        _first(key, ends_kv[-1]),
+        _first(value, ends_kv[-1]),
         heads,
         "TND",
         scale=scale,
@@ -102,6 +102,11 @@ def attention_thd(
     )[0].flatten(1)
     rest = tokens - ends_q[-1]
     return torch.nn.functional.pad(output, (0, 0, 0, rest)) if rest else output
+
+
+def _first(t: Tensor, rows: int) -> Tensor:
+    """The first rows; ``t`` itself where that is all, because the gradient of a slice is a copy."""
+    return t if rows == t.shape[0] else t[:rows]
 
 
 def _check(query: Tensor, key: Tensor, value: Tensor, dropout_p: float) -> None:

@@ -26,29 +26,26 @@ class _SwiGLU(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, probs: Tensor | None) -> Tensor:
-        ctx.save_for_backward(x, probs)
+        # In the dtype of the activation: a wider one would widen the whole product.
+        weights = None if probs is None else probs.to(x.dtype).unsqueeze(-1)
+        ctx.save_for_backward(x, weights)
+        ctx.probs_dtype = None if probs is None else probs.dtype
         if x.numel() == 0:
             return x.new_empty(*x.shape[:-1], x.shape[-1] // 2)
         y = torch_npu.npu_swiglu(x, dim=-1)
-        return y if probs is None else y.mul_(_column(probs, x.dtype))
+        return y if weights is None else y.mul_(weights)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor, Tensor | None]:
-        x, probs = ctx.saved_tensors
-        if x.numel() == 0:
-            return torch.zeros_like(x), None if probs is None else torch.zeros_like(probs)
-        grad_x = torch.ops.npu.npu_swiglu_backward(grad_y.contiguous(), x, dim=-1)
-        if probs is None:
+        x, weights = ctx.saved_tensors
+        backward = torch.ops.npu.npu_swiglu_backward
+        grad_x = backward(grad_y.contiguous(), x, dim=-1) if x.numel() else torch.empty_like(x)
+        if weights is None:
             return grad_x, None
         grad_probs = None
         if ctx.needs_input_grad[1]:
             half = x.shape[-1] // 2
             products = grad_x[..., half:] * x[..., half:]
-            grad_probs = products.sum(dim=-1, dtype=torch.float32).to(probs.dtype)
-        return grad_x.mul_(_column(probs, x.dtype)), grad_probs
-
-
-def _column(probs: Tensor, dtype: torch.dtype) -> Tensor:
-    """``[..., 1]`` in the dtype of the activation: a wider one would widen the whole product."""
-    return probs.to(dtype).unsqueeze(-1)
+            grad_probs = products.sum(dim=-1, dtype=torch.float32).to(ctx.probs_dtype)
+        return grad_x.mul_(weights), grad_probs
