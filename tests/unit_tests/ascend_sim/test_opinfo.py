@@ -30,28 +30,45 @@ ALWAYS = frozenset(_ALWAYS.split())
 _RANDOM = """
     bernoulli cauchy exponential geometric log_normal multinomial nn.functional.alpha_dropout nn.functional.dropout
     nn.functional.dropout2d nn.functional.dropout3d nn.functional.feature_alpha_dropout
-    nn.functional.fractional_max_pool2d nn.functional.fractional_max_pool3d nn.functional.rrelu normal pca_lowrank
+    nn.functional.fractional_max_pool2d nn.functional.fractional_max_pool3d nn.functional.multi_head_attention_forward
+    nn.functional.rrelu normal pca_lowrank
     rand_like randint randint_like randn randn_like svd_lowrank uniform nn.functional.scaled_dot_product_attention
 """
 RANDOM = frozenset(_RANDOM.split())
-UNINITIALIZED = frozenset(
-    ["empty", "empty_like", "empty_permuted", "empty_strided", "new_empty", "new_empty_strided"]
-)
-KNOWN: dict[str, str] = {}
+UNINITIALIZED = frozenset(["empty", "empty_like", "empty_permuted", "empty_strided", "new_empty", "new_empty_strided"])
+_FFT = "torch_npu differentiates it with operators that have no kernel here, and say so; training needs none"
+_JITERATOR = "PyTorch has it on CUDA only"
+_SPARSE = "sparse tensors have no simulated kernels, and say so"
+_TRANSFORMS = "fft hfft hfft2 hfftn ifft ihfft ihfft2 ihfftn irfft irfft2 irfftn rfft rfft2 rfftn"
+_JITERATED = "2inputs_2outputs 4inputs_with_extra_args binary binary_return_by_ref unary"
+KNOWN = {
+    **dict.fromkeys(("stft", "istft"), _FFT),
+    **{f"fft.{name}": _FFT for name in _TRANSFORMS.split()},
+    **{f"jiterator_{name}": _JITERATOR for name in _JITERATED.split()},
+    "sparse.sampled_addmm": _SPARSE,
+    "sparse.mm.reduce": _SPARSE,
+    "tensor_split": "PyTorch wants its indices on the host, whatever the device",
+    "nn.functional.binary_cross_entropy_with_logits": "torch_npu has no gradient for its weights",
+    "linalg.eig": "this test's gradient depends on the phase of the eigenvectors, which is arbitrary",
+    "as_strided.partial_views": "moving a view to the device moves what is seen of its memory, not all of it",
+    "torch._scaled_mm": "assert_close compares 8 bit floats only bit by bit",
+}
 
-CASES = [
-    pytest.param(op, id=op.name + (f".{op.variant_test_name}" if op.variant_test_name else ""))
-    for op in op_db
-    if not op.name.startswith("_refs")
-]
-for case in CASES:
-    marks = [] if case.values[0].name in ALWAYS else [pytest.mark.slow]
-    if case.id in KNOWN:
-        marks.append(pytest.mark.xfail(reason=KNOWN[case.id], strict=True))
-    CASES[CASES.index(case)] = pytest.param(*case.values, id=case.id, marks=marks)
+
+def _cases() -> list:
+    cases = []
+    for op in op_db:
+        name = op.name + (f".{op.variant_test_name}" if op.variant_test_name else "")
+        if not op.supported_dtypes("cpu"):  # for CUDA only
+            continue
+        marks = [] if op.name in ALWAYS and name not in KNOWN else [pytest.mark.slow]
+        if name in KNOWN:
+            marks.append(pytest.mark.xfail(reason=KNOWN[name], strict=True))
+        cases.append(pytest.param(op, id=name, marks=marks))
+    return cases
 
 
-@pytest.mark.parametrize("op", CASES)
+@pytest.mark.parametrize("op", _cases())
 def test_operator(op, npu_device):
     dtypes = sorted(op.supported_dtypes("cpu"), key=str)
     dtype = torch.float32 if torch.float32 in dtypes else dtypes[0]
