@@ -25,8 +25,8 @@ from benchmarks.workload import NPU_MODELS
 STEPS = 3
 LIMITS = {"launches": 1 / 3, "bytes": 0.6}
 """What the fused side may have of the stock one's."""
-SYNCS = 4
-"""Host synchronisations that the fused side may have in a step."""
+SYNCS_BESIDE_LAYERS = 2
+"""Host synchronisations that the fused side may have beside one a MoE layer: a gradient check, the gradient norm."""
 REST = "loss, gradients, logging"
 """The part of a step that no scope covers."""
 
@@ -99,8 +99,8 @@ def table(name: str, dtype: str, stock: Work, fused: Work) -> str:
         one, other = (sum(getattr(work, figure).values()) for work in (stock, fused))
         verdict = "met" if other <= limit * one else "MISSED"
         lines.append(f"  {figure}: {other / one:.3f} of stock, at most {limit:.3f}: {verdict}")
-    syncs = sum(fused.syncs.values())
-    lines.append(f"  host syncs: {syncs}, at most {SYNCS}: {'met' if syncs <= SYNCS else 'MISSED'}")
+    syncs, limit = sum(fused.syncs.values()), NPU_MODELS[name].num_layers + SYNCS_BESIDE_LAYERS
+    lines.append(f"  host syncs: {syncs}, at most {limit}: {'met' if syncs <= limit else 'MISSED'}")
     return "\n".join(lines)
 
 
