@@ -5,6 +5,7 @@ import torch
 
 from ascend_patch.ops.registry import Unsupported
 from ascend_patch.ops.swiglu import reference
+from tests.unit_tests.ops.checks import TOLERANCES, relative_error, results_and_gradients
 from tests.unit_tests.ops.npu_checks import check_on_npu
 
 pytestmark = pytest.mark.npu
@@ -12,14 +13,33 @@ pytestmark = pytest.mark.npu
 FLOAT32, BFLOAT16 = torch.float32, torch.bfloat16
 
 
+SHAPES = [(3, 28672), (5, 2, 32768), (7, 6), (1, 2), (0, 8)]
+
+
 @pytest.mark.parametrize("dtype", [FLOAT32, BFLOAT16])
-@pytest.mark.parametrize("probs_dtype", [None, FLOAT32, BFLOAT16])
-@pytest.mark.parametrize("shape", [(3, 28672), (5, 2, 32768), (7, 6), (1, 2), (0, 8)])
-def test_value_and_gradients(npu, npu_device, dtype, probs_dtype, shape):
-    inputs = [torch.randn(shape).to(dtype)]
-    if probs_dtype is not None:
-        inputs.append(torch.rand(shape[:-1]).to(probs_dtype))
-    check_on_npu(npu.swiglu, reference.swiglu, inputs, npu_device)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_value_and_gradient(npu, npu_device, dtype, shape):
+    check_on_npu(npu.swiglu, reference.swiglu, [torch.randn(shape).to(dtype)], npu_device)
+
+
+@pytest.mark.parametrize("dtype", [FLOAT32, BFLOAT16])
+@pytest.mark.parametrize("probs_dtype", [FLOAT32, BFLOAT16])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_probabilities(npu, npu_device, dtype, probs_dtype, shape):
+    """Value and gradient of x as always; the terms of a probability's gradient may cancel, so it is held to them."""
+    x, probs = torch.randn(shape).to(dtype), torch.rand(shape[:-1]).to(probs_dtype)
+    grad_y = torch.randn(*shape[:-1], shape[-1] // 2).to(dtype)
+    on_npu = [x.to(npu_device), probs.to(npu_device)]
+    y, (grad_x, grad_probs) = results_and_gradients(npu.swiglu, on_npu, grad_y.to(npu_device))
+    expected, (expected_x, expected_probs) = results_and_gradients(
+        reference.swiglu, [x.double(), probs.double()], grad_y
+    )
+    tolerance = max(TOLERANCES[dtype], TOLERANCES[probs_dtype])
+    assert (y.dtype, grad_x.dtype, grad_probs.dtype) == (dtype, dtype, probs_dtype)
+    assert relative_error(y.cpu(), expected) <= tolerance
+    assert relative_error(grad_x.cpu(), expected_x) <= tolerance
+    magnitudes = (reference.swiglu(wide[0]) * grad_y).abs().sum(dim=-1)
+    assert ((grad_probs.cpu() - expected_probs).abs() <= tolerance * magnitudes).all()
 
 
 def test_non_contiguous_input(npu, npu_device):
