@@ -31,9 +31,8 @@ def test_probabilities(npu, npu_device, dtype, probs_dtype, shape):
     grad_y = torch.randn(*shape[:-1], shape[-1] // 2).to(dtype)
     on_npu = [x.to(npu_device), probs.to(npu_device)]
     y, (grad_x, grad_probs) = results_and_gradients(npu.swiglu, on_npu, grad_y.to(npu_device))
-    expected, (expected_x, expected_probs) = results_and_gradients(
-        reference.swiglu, [x.double(), probs.double()], grad_y
-    )
+    wide = [x.double(), probs.double()]
+    expected, (expected_x, expected_probs) = results_and_gradients(reference.swiglu, wide, grad_y)
     tolerance = max(TOLERANCES[dtype], TOLERANCES[probs_dtype])
     assert (y.dtype, grad_x.dtype, grad_probs.dtype) == (dtype, dtype, probs_dtype)
     assert relative_error(y.cpu(), expected) <= tolerance
