@@ -1,7 +1,7 @@
 """Adam as Apex and TransformerEngine have it: one step count for a parameter group, one kernel for all of it."""
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -113,18 +113,21 @@ def lay_out_side_by_side(params: Sequence[torch.Tensor], states: Sequence[dict[s
         alike[p.device, p.dtype].append((p, state))
     for (device, dtype), members in alike.items():
         members.sort(key=lambda member: member[0].grad.data_ptr())  # type: ignore[union-attr]
-        total = sum(p.numel() for p, _ in members)
+        # The parameters first: for a moment they exist twice, which the state does not have to come on top of.
+        movable = [p for p, _ in members if p.untyped_storage().nbytes() == p.numel() * p.element_size()]
+        for p, place in zip(movable, _places(movable, torch.empty, device, dtype), strict=True):
+            p.data = place.copy_(p)
         for name in _STATE:
-            flat, start = torch.zeros(total, device=device, dtype=dtype), 0
-            for p, state in members:
-                place = flat[start : start + p.numel()].view(p.shape)
+            places = _places([p for p, _ in members], torch.zeros, device, dtype)
+            for (_, state), place in zip(members, places, strict=True):
                 if name in state:
                     place.copy_(state[name])
                 state[name] = place
-                start += p.numel()
-        movable = [p for p, _ in members if p.untyped_storage().nbytes() == p.numel() * p.element_size()]
-        flat, start = torch.empty(sum(p.numel() for p in movable), device=device, dtype=dtype), 0
-        for p in movable:
-            place = flat[start : start + p.numel()].view(p.shape)
-            p.data = place.copy_(p)
-            start += p.numel()
+
+
+def _places(
+    like: Sequence[torch.Tensor], allocate: Callable[..., torch.Tensor], device: torch.device, dtype: torch.dtype
+) -> list[torch.Tensor]:
+    """Tensors of the shapes of ``like``, one after the other in one piece of memory."""
+    flat = allocate(sum(t.numel() for t in like), device=device, dtype=dtype)
+    return [piece.view(t.shape) for piece, t in zip(flat.split([t.numel() for t in like]), like, strict=True)]
