@@ -47,7 +47,8 @@ def take() -> dict[str, Any]:
             taken["uploads"].append(row | {"bytes": first})
         else:
             taken["collectives"].append(row | {"group": group[0], "bytes": first})
-    taken["peak_memory_bytes"] = torch.npu.max_memory_allocated() if torch.npu.is_initialized() else 0
+    npu = torch.npu  # type: ignore[attr-defined]  # torch_npu adds it
+    taken["peak_memory_bytes"] = npu.max_memory_allocated() if npu.is_initialized() else 0
     return taken
 
 

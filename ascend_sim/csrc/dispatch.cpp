@@ -57,7 +57,10 @@ class Host {
   std::optional<c10::Device> device;
 
   Tensor from_device(const Tensor& tensor) {
-    if (!on_npu(tensor)) return tensor;
+    if (!on_npu(tensor)) {
+      if (tensor.defined()) tensors_.push_back({tensor, tensor, tensor.has_storage() ? tensor.storage().data() : nullptr});
+      return tensor;
+    }
     TORCH_CHECK_NOT_IMPLEMENTED(tensor.has_storage() && tensor.layout() == c10::kStrided,
                                 "ascend_sim: a tensor of layout ", tensor.layout(), " has no simulated kernels");
     if (!device) device = tensor.device();
@@ -74,7 +77,7 @@ class Host {
   // The npu tensor that a result of the CPU kernel stands for. `written` grows by what is new.
   Tensor to_device(const Tensor& result, c10::Device target, int64_t& written) const {
     if (!result.defined() || result.device().type() != c10::kCPU) return result;
-    for (const auto& known : tensors_) {
+    for (const auto& known : tensors_) {  // a tensor that was on the host to begin with stands for itself
       if (known.host.is_same(result)) return known.device;
     }
     for (const auto& storage : storages_) {

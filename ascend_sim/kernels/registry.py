@@ -182,31 +182,20 @@ class _Launcher:
         device = _device(entry, arguments)
         aliases: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}  # by id of the alias: alias, npu tensor
 
-        def to_host(value: Any) -> Any:
-            if isinstance(value, torch.Tensor) and value.device.type == "npu":
-                alias = self._host_alias(value)
-                aliases[id(alias)] = (alias, value)
-                return alias
-            if isinstance(value, list | tuple):
-                return type(value)(map(to_host, value))
-            return value
+        def to_host(tensor: torch.Tensor) -> torch.Tensor:
+            if tensor.device.type != "npu":
+                return tensor
+            alias = self._host_alias(tensor)
+            aliases[id(alias)] = (alias, tensor)
+            return alias
 
-        read = {name: to_host(value) for name, value in arguments.items()}
+        def to_device(tensor: torch.Tensor) -> torch.Tensor:
+            return aliases[id(tensor)][1] if id(tensor) in aliases else self._copy_to_device(tensor, device)
+
+        read = {name: _each_tensor(to_host, value) for name, value in arguments.items()}
         result = entry.function(**read)
-        written = 0
-
-        def to_device(value: Any) -> Any:
-            nonlocal written
-            if isinstance(value, torch.Tensor):
-                written += _bytes(value)
-                if id(value) in aliases:
-                    return aliases[id(value)][1]
-                return self._copy_to_device(value, device)
-            if isinstance(value, list | tuple):
-                return type(value)(map(to_device, value))
-            return value
-
-        result = to_device(result)
+        written = sum(map(_bytes, _tensors([result])))
+        result = _each_tensor(to_device, result)
         self._count_launch(entry.name, sum(map(_bytes, _tensors(entry.reads(read)))), written)
         return result
 
@@ -234,6 +223,19 @@ def _device(entry: Kernel, arguments: dict[str, Any]) -> torch.device:
     if len(found) != 1 or next(iter(found)).type != "npu":
         raise ConstraintError(f"all tensors must be on one npu device, found: {places or 'none'}", entry.name)
     return next(iter(found))
+
+
+def _each_tensor(function: Callable[[torch.Tensor], torch.Tensor], value: Any) -> Any:
+    """``value`` with the function applied to the tensors in it.
+
+    Not a function within its caller: one that calls itself there would keep the caller's tensors until the next
+    garbage collection.
+    """
+    if isinstance(value, torch.Tensor):
+        return function(value)
+    if isinstance(value, list | tuple):
+        return type(value)(_each_tensor(function, item) for item in value)
+    return value
 
 
 def _tensors(values: Iterable[Any]) -> Iterator[torch.Tensor]:

@@ -75,6 +75,13 @@ def test_no_sync(npu_device, go_on):
     assert counted(lambda: go_on(x))["syncs"] == []
 
 
+def test_a_copy_to_the_host_is_no_launch(npu_device):
+    x = torch.ones(6, device=npu_device)
+    host = torch.empty(6, pin_memory=True)
+    assert counted(lambda: host.copy_(x, non_blocking=True))["launches"] == []
+    assert counted(lambda: torch.empty(6).copy_(x))["launches"] == []
+
+
 def test_an_upload_is_no_launch(npu_device):
     taken = counted(lambda: torch.ones(6).to(npu_device))
     assert taken["launches"] == [] and taken["syncs"] == []

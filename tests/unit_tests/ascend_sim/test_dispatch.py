@@ -1,5 +1,7 @@
 """aten on the simulated device: results, views, in-place operators, random numbers, memory and errors."""
 
+import gc
+
 import pytest
 import torch
 
@@ -32,6 +34,26 @@ def test_results_do_not_alias_host_memory(npu_device):
     product = torch.ones(1024, 1024, device=npu_device) * 2
     assert 0 <= torch.npu.memory_allocated() - before - 4 * 1024 * 1024 <= 1024  # the allocator rounds up
     assert product.device == npu_device
+
+
+def test_a_copy_to_the_host_returns_what_it_filled(npu_device):
+    host = torch.empty(4)
+    assert host.copy_(torch.arange(4.0, device=npu_device)) is host
+    assert host.tolist() == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("run", [torch.add, lambda x, y: torch.ops.npu.npu_swiglu(x)], ids=["aten", "npu"])
+def test_nothing_is_kept_after_a_call(npu_device, run):
+    gc.collect()
+    gc.disable()
+    try:
+        before = torch.npu.memory_allocated()
+        x = torch.randn(64, 64, device=npu_device)
+        run(x, x)
+        del x
+        assert torch.npu.memory_allocated() == before
+    finally:
+        gc.enable()
 
 
 def test_gradients(npu_device):
