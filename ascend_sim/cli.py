@@ -133,12 +133,17 @@ def _directory_for(target: Path | None) -> Iterator[Path | None]:
 
 
 def _run(command: Sequence[str], env: dict[str, str]) -> int:
-    """Run a command and pass on the signals that would end it; its exit code, 128 + n if a signal ended it."""
+    """Run a command and pass on SIGTERM, as a job's manager sends it; its exit code, 128 + n if a signal ended it."""
     try:
         process = subprocess.Popen(command, env=env)
     except FileNotFoundError as error:
         raise BuildError(f"The command {command[0]!r} was not found.") from error
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda received, frame: process.send_signal(received))
-    code = process.wait()
+    before = signal.signal(signal.SIGTERM, lambda received, frame: process.send_signal(received))
+    # A terminal sends this one to the command as well; what it then does is waited for.
+    interrupted = signal.signal(signal.SIGINT, lambda received, frame: None)
+    try:
+        code = process.wait()
+    finally:
+        signal.signal(signal.SIGTERM, before)
+        signal.signal(signal.SIGINT, interrupted)
     return code if code >= 0 else 128 - code
