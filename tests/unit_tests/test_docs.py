@@ -209,12 +209,14 @@ def test_readmes_have_the_same_sections():
 def sources() -> str:
     """Every text in the sources, placeholders as ``…``."""
     parts = []
-    for path in [*(ROOT / "ascend_patch").rglob("*.py"), *(ROOT / "tools").rglob("*.py")]:
+    modules = [path for package in ("ascend_patch", "ascend_sim", "tools") for path in (ROOT / package).rglob("*.py")]
+    for path in [*modules, ROOT / "tests" / "conftest.py"]:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.JoinedStr):
                 parts.append("".join(str(v.value) if isinstance(v, ast.Constant) else PLACEHOLDER for v in node.values))
             elif isinstance(node, ast.Constant) and isinstance(node.value, str):
                 parts.append(node.value)
+    parts += [path.read_text(encoding="utf-8") for path in (ROOT / "ascend_sim" / "csrc").iterdir()]
     for path in [*(ROOT / "examples").rglob("*.sh"), *(ROOT / "tools").rglob("*.sh")]:
         joined = re.sub(r'" ?\\\n\s*"', " ", path.read_text(encoding="utf-8"))
         parts.append(re.sub(r"\$\w+|\$\{[^}]*\}", PLACEHOLDER, joined))
