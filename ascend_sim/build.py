@@ -227,10 +227,6 @@ def _filled_once(directory: Path) -> Iterator[Path | None]:
             filled.rename(directory)
 
 
-def _sources(*names: str) -> list[str]:
-    return [str(SOURCES / name) for name in names]
-
-
 def _run(command: Sequence[str]) -> str:
     process = subprocess.run(command, capture_output=True, text=True)
     if process.returncode != 0:

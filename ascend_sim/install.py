@@ -3,6 +3,7 @@
 import importlib
 
 from ascend_sim import collectives, counters, dispatch
+from ascend_sim.kernels import registry
 from ascend_sim.settings import Settings
 
 
@@ -11,11 +12,6 @@ def install(settings: Settings) -> None:
     importlib.import_module("torch_npu")
     dispatch.load(settings.libraries)
     dispatch.install()
-    try:  # TEMPORARY
-        from ascend_sim.kernels import registry
-
-        registry.register()
-    except ImportError as e:
-        print(e)
+    registry.register()
     collectives.install(settings.libraries)
     counters.install(settings)

@@ -38,6 +38,7 @@ class Work:
     Attributes:
         launches, bytes: by part of the model; bytes read and written.
         syncs: host synchronisations by operator.
+        uploads: copies from the host.
         collectives, collective_bytes: of this process.
         peak_memory: bytes that torch_npu's allocator handed out at most.
     """
@@ -45,6 +46,7 @@ class Work:
     launches: Mapping[str, int]
     bytes: Mapping[str, int]
     syncs: Mapping[str, int]
+    uploads: int
     collectives: int
     collective_bytes: int
     peak_memory: int
@@ -64,6 +66,7 @@ class Work:
             launches,
             moved,
             syncs,
+            sum(row["count"] for row in step["uploads"]),
             sum(row["count"] for row in step["collectives"]),
             sum(row["bytes"] for row in step["collectives"]),
             step["peak_memory_bytes"],
@@ -84,11 +87,12 @@ def table(name: str, dtype: str, stock: Work, fused: Work) -> str:
     """One table: launches and bytes by part of the model, then the totals with their limits."""
     head = f"{name}, {dtype}, simulated device: one training step"
     lines = [f"{head:<44}{'launches':>18}{'ratio':>7}{'MiB read + written':>22}{'ratio':>7}"]
-    for part in sorted(stock.bytes, key=lambda part: -stock.bytes[part]):
+    for part in sorted({*stock.bytes, *fused.bytes}, key=lambda part: (-stock.bytes.get(part, 0), part)):
         lines.append(_row(part, stock, fused, [part]))
     lines.append(_row("all", stock, fused, [*{*stock.launches, *fused.launches}]))
     for title, one, other in (
         ("host syncs", sum(stock.syncs.values()), sum(fused.syncs.values())),
+        ("uploads", stock.uploads, fused.uploads),
         ("collectives", stock.collectives, fused.collectives),
         ("collective bytes, MiB", stock.collective_bytes / 2**20, fused.collective_bytes / 2**20),
         ("peak memory, MiB", stock.peak_memory / 2**20, fused.peak_memory / 2**20),

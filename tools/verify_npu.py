@@ -46,14 +46,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     results = arguments.out / "tests.xml"
     results.unlink(missing_ok=True)
     command = ["-m", "pytest", "-m", SELECTION, "-o", "junit_family=xunit1", "--junitxml", str(results)]
-    subprocess.run([sys.executable, *command, *arguments.tests], cwd=ROOT)
+    code = subprocess.run([sys.executable, *command, *arguments.tests], cwd=ROOT).returncode
     if not results.is_file():
         print("verify_npu: the tests did not start; pytest's message is above", file=sys.stderr)
         return 1
     tests = read_results(results)
     write_text(arguments.out / "report.json", json.dumps({"machine": facts, "tests": tests}, indent=2) + "\n")
     write_text(arguments.out / "report.md", markdown(facts, tests))
-    passed = bool(tests) and not any(test["outcome"] == "failed" for test in tests)
+    passed = code == 0 and any(test["outcome"] == "passed" for test in tests)
     print(f"verify_npu: {'all checks passed' if passed else 'FAILED'}; {arguments.out / 'report.md'}")
     return 0 if passed else 1
 

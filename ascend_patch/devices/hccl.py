@@ -29,9 +29,11 @@ def install(substitutions: Substitutions) -> None:
 def _all_reduce(all_reduce: Callable) -> Callable:
     @functools.wraps(all_reduce)
     def reduced(tensor: torch.Tensor, op: Any = dist.ReduceOp.SUM, group: Any = None, async_op: bool = False) -> Any:
-        if tensor.dtype != torch.float64 or async_op or op not in _REDUCTIONS:
-            return all_reduce(tensor, op, group, async_op)  # HCCL says itself what it does not take
-        gathered = tensor.new_empty(dist.get_world_size(group), *tensor.shape)
+        ours = tensor.device.type == "npu" and tensor.dtype == torch.float64 and op in _REDUCTIONS and not async_op
+        size = dist.get_world_size(group) if ours else 0
+        if size < 1:  # -1 in a process that is not of the group; HCCL says itself what it does not take
+            return all_reduce(tensor, op, group, async_op)
+        gathered = tensor.new_empty(size, *tensor.shape)
         dist.all_gather_into_tensor(gathered, tensor.contiguous().unsqueeze(0), group)
         tensor.copy_(_REDUCTIONS[op](gathered))
         return None

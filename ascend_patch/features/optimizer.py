@@ -35,11 +35,14 @@ def local_multi_tensor_scale(chunk_size, noop_flag, tensor_lists, scale) -> None
 
 
 def local_multi_tensor_l2_norm(chunk_size, noop_flag, tensor_lists, per_tensor, *args):
-    """Apex's ``multi_tensor_l2norm`` without norms of single tensors: ``([1], None)``; nothing leaves the device."""
+    """Apex's ``multi_tensor_l2norm`` without norms of single tensors: ``(float32 [1], None)``, left on the device."""
     import torch
 
     tensors = [t for tensors in tensor_lists for t in tensors]
-    return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(tensors))).reshape(1), None
+    if not tensors:
+        return torch.zeros(1, dtype=torch.float32, device=torch.cuda.current_device()), None
+    norms = torch.stack([norm.float() for norm in torch._foreach_norm(tensors)])
+    return torch.linalg.vector_norm(norms).reshape(1), None
 
 
 def copy_main_params_to_model_params(original: Callable) -> Callable:

@@ -20,8 +20,13 @@ class DerivedValues:
         self._entries: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
 
     def get(self, t: Tensor, key: Hashable, make: Callable[[], Any]) -> Any:
-        """What ``make()`` returned for this tensor and ``key``; the value must not refer to ``t``."""
-        version = -1 if t.is_inference() else t._version
+        """What ``make()`` returned for this tensor and ``key``; the value must not refer to ``t``.
+
+        Nothing is kept for a tensor of inference mode, which does not say when it is written to.
+        """
+        if t.is_inference():
+            return make()
+        version = t._version
         known = self._entries.get(t)
         if known is None or known[0] != version:
             known = self._entries[t] = (version, OrderedDict())

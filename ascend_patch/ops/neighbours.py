@@ -33,9 +33,10 @@ def runs[T](rows: Iterable[T], follows: Callable[[T, T], bool]) -> Iterator[list
 
 
 def adjacent(before: Tensor, t: Tensor) -> bool:
-    """Whether the one begins where the other ends, in the same storage."""
+    """Whether the one begins where the other ends, in the same storage and dtype."""
     return (
-        t.storage_offset() == before.storage_offset() + before.numel()
+        t.dtype == before.dtype
+        and t.storage_offset() == before.storage_offset() + before.numel()
         and t.untyped_storage().data_ptr() == before.untyped_storage().data_ptr()
     )
 

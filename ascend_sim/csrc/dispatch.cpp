@@ -207,8 +207,11 @@ class Account {
       });
     }
     const std::string name = name_of(schema_);
-    if (is_copy && reads_npu && written == 0) return to_host(name);
-    if (is_copy && reads_host && !reads_npu && written > 0) return count_upload(name, written);
+    if (is_copy && reads_npu && written == 0) return wait_for_copy(name, "", 0);
+    if (is_copy && reads_host && !reads_npu && written > 0) {
+      count_upload(name, written);
+      return wait_for_copy(name, "self", 1);
+    }
     if (reads_npu && (returns_host_value || has_data_dependent_shape())) count_sync(name);
     if (written > 0) count_launch(name, read, written);
   }
@@ -255,14 +258,15 @@ class Account {
     return false;
   }
 
-  // Device to host. Only a copy to pinned memory that was asked not to block does not make the host wait.
-  void to_host(const std::string& name) const {
+  // Between device and host, torch_npu does not have the host wait only for pinned memory and where it was asked not
+  // to block. The host's side is the argument `host`, or for `copy_` the one at `position`.
+  void wait_for_copy(const std::string& name, const std::string& host, size_t position) const {
     bool non_blocking = false, pinned = false;
     for (size_t i = 0; i < arguments_.size(); ++i) {
       const auto& argument = schema_.arguments()[i];
       if (argument.name() == "non_blocking") non_blocking = arguments_[i].toBool();
-      if (base_ == "copy_" && i == 0) pinned = arguments_[i].toTensor().is_pinned();
       if (argument.name() == "pin_memory" && arguments_[i].isBool()) pinned = arguments_[i].toBool();
+      if (base_ == "copy_" ? i == position : argument.name() == host) pinned = arguments_[i].toTensor().is_pinned();
     }
     if (!(non_blocking && pinned)) count_sync(name);
   }

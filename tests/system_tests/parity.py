@@ -27,6 +27,10 @@ SHAPE = {"num_layers": 4, "train_iters": ITERATIONS}
 PRECISIONS = {"fp32": {"bf16": False}, "bf16": {}}
 
 
+CALLED = frozenset({"adam", "attention", "grouped_gemm", "permute", "rms_norm", "rotary", "swiglu", "topk_softmax"})
+"""Operators that the first pipeline stage calls, which writes the report; the last one has the loss."""
+
+
 @dataclass(frozen=True)
 class Tolerance:
     """Relative differences of the loss that are allowed: in the first iteration, and in any."""
@@ -90,6 +94,7 @@ def check_parity(run: Run, reference: Run, precision: str) -> None:
 def check_npu_ran(report: dict, without: frozenset[str] = frozenset()) -> None:
     """Every operator that was called ran its npu variant, except those named in ``without``."""
     assert report["device"].startswith("npu")
+    assert {name for name, operator in report["operators"].items() if operator["calls"]} >= CALLED
     for name, operator in report["operators"].items():
         if name in without or not operator["calls"]:
             continue

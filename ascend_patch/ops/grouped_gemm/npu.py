@@ -97,7 +97,8 @@ def _weight_gradient(grad_y: Tensor, x: Tensor, ends: Tensor, accumulated: Tenso
 def _adds_in_place(x: Tensor, accumulated: Tensor) -> bool:
     """Whether npu_grouped_matmul_add_ sums products of the dtype of ``x`` there."""
     halves = (torch.bfloat16, torch.float16)
-    return x.dtype in halves and accumulated.dtype == torch.float32 and accumulated.is_contiguous()
+    sizes = all(_SMALLEST <= size < _INNER_LIMIT for size in accumulated.shape[-2:])
+    return sizes and x.dtype in halves and accumulated.dtype == torch.float32 and accumulated.is_contiguous()
 
 
 def _matmul(a: Tensor, b: Tensor, ends: Tensor, group_type: int) -> Tensor:
@@ -107,5 +108,7 @@ def _matmul(a: Tensor, b: Tensor, ends: Tensor, group_type: int) -> Tensor:
 
 @lru_cache(maxsize=32)
 def _ends(counts: tuple[int, ...], device: torch.device) -> Tensor:
-    """Where the rows of each expert end, ``[E]`` int64."""
-    return torch.tensor(list(accumulate(counts)), dtype=torch.int64).to(device, non_blocking=True)
+    """Where the rows of each expert end, ``[E]`` int64. From memory that is not pinned the copy would wait."""
+    with torch.inference_mode(False):  # a later backward pass is to save it
+        ends = torch.tensor(list(accumulate(counts)), dtype=torch.int64, pin_memory=True)
+        return ends.to(device, non_blocking=True)

@@ -39,10 +39,9 @@ class _SwiGLU(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor, Tensor | None]:
         x, weights = ctx.saved_tensors
+        grad_x = torch.empty_like(x)
         if x.numel():
             grad_x = torch.ops.npu.npu_swiglu_backward(grad_y.contiguous(), x, dim=-1)
-        else:
-            grad_x = torch.empty_like(x)
         if weights is None:
             return grad_x, None
         grad_probs = None

@@ -50,11 +50,10 @@ def test_an_operator_in_place_reads_and_writes(npu_device):
         lambda x: x[x > 0],
         lambda x: torch.equal(x, x),
         lambda x: bool((x > 0).any()),
-        lambda x: torch.repeat_interleave(x, (x > 0).long()),  # torch_npu falls back to the CPU
         lambda x: torch.npu.current_stream().synchronize(),
         lambda x: torch.npu.synchronize(),
     ],
-    ids=["item", "cpu", "tolist", "nonzero", "mask", "equal", "bool", "repeat_interleave", "stream", "device"],
+    ids=["item", "cpu", "tolist", "nonzero", "mask", "equal", "bool", "stream", "device"],
 )
 def test_a_sync(npu_device, wait):
     x = torch.tensor([1.0, -1.0, 2.0], device=npu_device)
@@ -82,10 +81,26 @@ def test_a_copy_to_the_host_is_no_launch(npu_device):
     assert counted(lambda: torch.empty(6).copy_(x))["launches"] == []
 
 
+def test_what_torch_npu_runs_on_the_host_waits(npu_device):
+    x = torch.tensor([1.0, 2.0], device=npu_device)
+    taken = counted(lambda: torch.repeat_interleave(x, (x > 0).long()))
+    assert sum(names(taken, "syncs").values()) >= 1
+
+
 def test_an_upload_is_no_launch(npu_device):
-    taken = counted(lambda: torch.ones(6).to(npu_device))
-    assert taken["launches"] == [] and taken["syncs"] == []
-    assert [row["bytes"] for row in taken["uploads"]] == [24]
+    """It waits, unless it comes from pinned memory and was asked not to."""
+    pinned = torch.empty(6, pin_memory=True)
+    for upload, syncs in (
+        (lambda: torch.ones(6).to(npu_device), 1),
+        (lambda: torch.ones(6).to(npu_device, non_blocking=True), 1),
+        (lambda: pinned.to(npu_device), 1),
+        (lambda: pinned.to(npu_device, non_blocking=True), 0),
+        (lambda: torch.empty(6, device=npu_device).copy_(pinned, non_blocking=True), 0),
+    ):
+        taken = counted(upload)
+        assert taken["launches"] == []
+        assert sum(names(taken, "syncs").values()) == syncs
+        assert [row["bytes"] for row in taken["uploads"]] == [24]
 
 
 def test_scopes_own_their_backward(npu_device):

@@ -38,16 +38,25 @@ def test_markdown(tests):
     assert "## Failed: tests.ops.test_a::test_bad" in text and "off by one" in text
 
 
-@pytest.mark.parametrize(("results", "code"), [(RESULTS, 1), (RESULTS.replace("failure", "system-out"), 0), (None, 1)])
-def test_exit_code(monkeypatch, tmp_path, results, code):
+GOOD = RESULTS.replace("failure", "system-out")
+SKIPPED = '<testsuites><testcase classname="a" name="b" time="0"><skipped message="no"/></testcase></testsuites>'
+
+
+@pytest.mark.parametrize(
+    ("results", "pytest_s", "code"),
+    [(RESULTS, 1, 1), (GOOD, 0, 0), (GOOD, 2, 1), (SKIPPED, 0, 1), (None, 4, 1)],
+    ids=["failure", "good", "interrupted", "all skipped", "not started"],
+)
+def test_exit_code(monkeypatch, tmp_path, results, pytest_s, code):
     def run(command, cwd):
         if results is not None:
             Path(command[command.index("--junitxml") + 1]).write_text(results)
+        return subprocess.CompletedProcess(command, pytest_s)
 
     monkeypatch.setattr(verify_npu, "machine", lambda: FACTS)
     monkeypatch.setattr(subprocess, "run", run)
     assert verify_npu.main(["--out", str(tmp_path)]) == code
-    if results is not None:
+    if results in (RESULTS, GOOD):
         assert len(json.loads((tmp_path / "report.json").read_text())["tests"]) == 4
 
 
