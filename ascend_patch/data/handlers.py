@@ -87,12 +87,17 @@ class HandlerOptions:
     json_keys: tuple[str, ...] = ("text",)
     append_eod: bool = False
     seq_length: int | None = None
+    pack: bool = False
+    prompt_template: str = "mistral"
 
 
 # Name on the command line -> "module:factory", a callable (tokenizer, options) -> Handler. Imported when chosen.
 DEFAULT_HANDLER = "GeneralPretrainHandler"
 HANDLERS: dict[str, str] = {
     DEFAULT_HANDLER: "ascend_patch.data.text:TextHandler",
+    "GeneralInstructionHandler": "ascend_patch.data.instruction:alpaca",
+    "SharegptStyleInstructionHandler": "ascend_patch.data.instruction:sharegpt",
+    "OpenAIStyleInstructionHandler": "ascend_patch.data.instruction:openai",
 }
 
 
