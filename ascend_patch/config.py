@@ -39,6 +39,11 @@ class Config:
         "file for the JSON report of what was patched and which operators ran, written by rank 0",
         default=None,
     )
+    dataset_type: str = _variable(
+        "MP_DATASET_TYPE",
+        "raw: instruction data is read from json and the like; empty or idxmap: from prepared files",
+        default="",
+    )
     quiet: bool = _variable("ASCEND_PATCH_QUIET", "1: no line on standard error at start", default=False)
 
     @classmethod
@@ -64,6 +69,7 @@ class Config:
             allow_drift=_flag(environ, "ASCEND_PATCH_ALLOW_DRIFT"),
             ops=_pairs(environ, "ASCEND_PATCH_OPS"),
             report=Path(report) if report else None,
+            dataset_type=_choice(environ, "MP_DATASET_TYPE", ("raw", "idxmap")),
             quiet=_flag(environ, "ASCEND_PATCH_QUIET"),
         )
 
@@ -75,6 +81,13 @@ def _flag(environ: Mapping[str, str], name: str) -> bool:
     if value in FALSE:
         return False
     raise AscendPatchError(f"{name}={environ[name]!r} is neither on nor off. Use 1 or 0.")
+
+
+def _choice(environ: Mapping[str, str], name: str, values: tuple[str, ...]) -> str:
+    value = environ.get(name, "").strip().lower()
+    if value in ("", *values):
+        return value
+    raise AscendPatchError(f"{name}={environ[name]!r} is none of {', '.join(values)}. Use one of them, or unset it.")
 
 
 def _items(value: str) -> list[str]:

@@ -28,6 +28,7 @@ def test_everything_set() -> None:
             "ASCEND_PATCH_OPS": "grouped_gemm=reference, attention = torch",
             "ASCEND_PATCH_REPORT": "runs/patches.json",
             "ASCEND_PATCH_QUIET": "on",
+            "MP_DATASET_TYPE": "Raw",
         }
     )
     assert found == Config(
@@ -37,6 +38,7 @@ def test_everything_set() -> None:
         allow_drift=True,
         ops={"grouped_gemm": "reference", "attention": "torch"},
         report=Path("runs/patches.json"),
+        dataset_type="raw",
         quiet=True,
     )
 
@@ -55,6 +57,7 @@ def test_flags(value: str, enabled: bool) -> None:
         ({"ASCEND_PATCH_DEVCE": "cpu"}, r"ASCEND_PATCH_DEVCE is set, .* ASCEND_PATCH_DEVICE, .* Correct or unset it"),
         ({"ASCEND_PATCH_OPS": "attention"}, r"contains 'attention'. Write operator=variant"),
         ({"ASCEND_PATCH_OPS": "=torch"}, r"contains '=torch'"),
+        ({"MP_DATASET_TYPE": "json"}, r"MP_DATASET_TYPE='json' is none of raw, idxmap. Use one of them, or unset it"),
     ],
 )
 def test_errors(variables: dict[str, str], message: str) -> None:
@@ -72,6 +75,7 @@ def test_variables_are_these() -> None:
         "ASCEND_PATCH_OPS",
         "ASCEND_PATCH_QUIET",
         "ASCEND_PATCH_REPORT",
+        "MP_DATASET_TYPE",
     }
     assert all(f.metadata["meaning"] for f in fields(Config))
 
