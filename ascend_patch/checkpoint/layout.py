@@ -106,7 +106,9 @@ class Layout:
         ranks = self._rank_sizes(num_layers)
         for layers in set(ranks):
             if layers % self.virtual:
-                raise _refused("virtual", self.virtual, f"model chunks of one rank cannot share its {layers} layers")
+                raise CheckpointError(
+                    f"{_FLAGS['virtual']}: the {self.virtual} model chunks of a rank cannot share its {layers} layers."
+                )
         return tuple(layers // self.virtual for layers in ranks) * self.virtual
 
     def _rank_sizes(self, num_layers: int) -> list[int]:
@@ -132,6 +134,11 @@ class Layout:
     def layers(self, num_layers: int, pipeline_rank: int, chunk: int = 0) -> range:
         """The layers that one model chunk of one pipeline rank holds."""
         return self.stage_layers(num_layers)[chunk * self.pipeline + pipeline_rank]
+
+    def experts(self, num_experts: int, expert_rank: int) -> range:
+        """The experts that an expert rank holds."""
+        local = num_experts // self.expert
+        return range(expert_rank * local, (expert_rank + 1) * local)
 
     def ranks(self) -> Iterator[Rank]:
         """The different parts of the model that ranks hold, one for each file that format `torch` has.

@@ -11,6 +11,9 @@ from enum import Enum
 from ascend_patch.checkpoint.layout import Layout
 from ascend_patch.checkpoint.shape import EMBEDDING, FINAL_NORM, HEAD, ModelShape
 
+FUSED_INPUT_NORM = "self_attention.linear_qkv.layer_norm_weight"
+FUSED_MLP_NORM = "mlp.linear_fc1.layer_norm_weight"
+
 Span = tuple[int, int]
 """Start and stop."""
 
@@ -60,13 +63,15 @@ class Parameter:
     """A parameter of Megatron-LM's model before it is dealt out."""
 
     name: str
-    """In the module of its layer (or of its expert), or in the model."""
+    """In the module of its layer (or of its expert), or in the model, with `--transformer-impl local`."""
     runs: tuple[Run, ...]
     cols: int
     split: Split = Split.NOTHING
     vector: bool = False
     layer: int | None = None
     expert: int | None = None
+    fused: str | None = None
+    """Its name with `--transformer-impl transformer_engine`, where a norm is kept with the linear layer after it."""
 
     @property
     def rows(self) -> int:
@@ -144,33 +149,26 @@ def last_stage(shape: ModelShape, padded_vocab: int, *, pipeline: int) -> list[P
 
 
 def layer_parameters(shape: ModelShape, layer: int) -> list[Parameter]:
-    """The parameters of a layer without those of its experts, named as with `--transformer-impl transformer_engine`."""
-    hidden, prefix = shape.hidden_size, f"model.layers.{layer}."
+    """The parameters of a layer, without those of its experts."""
+    hidden, prefix, moe = shape.hidden_size, f"model.layers.{layer}.", bool(shape.num_experts)
     values = shape.num_attention_heads * shape.head_dim
 
-    def norm(name: str, canonical: str) -> Parameter:
-        return Parameter(name, (Run(prefix + canonical, (0, 1)),), hidden, vector=True, layer=layer)
+    def norm(name: str, canonical: str, fused: str | None) -> Parameter:
+        return Parameter(name, (Run(prefix + canonical, (0, 1)),), hidden, vector=True, layer=layer, fused=fused)
 
     qkv = tuple(_query_key_value(shape, prefix + "self_attn."))
     projection = (Run(prefix + "self_attn.o_proj.weight", (0, hidden)),)
     found = [
-        norm("self_attention.linear_qkv.layer_norm_weight", "input_layernorm.weight"),
+        norm("input_layernorm.weight", "input_layernorm.weight", FUSED_INPUT_NORM),
         Parameter("self_attention.linear_qkv.weight", qkv, hidden, Split.ROWS, layer=layer),
         Parameter("self_attention.linear_proj.weight", projection, values, Split.COLS, layer=layer),
+        norm("pre_mlp_layernorm.weight", "post_attention_layernorm.weight", None if moe else FUSED_MLP_NORM),
     ]
-    if shape.num_experts:
+    if moe:
         router = (Run(prefix + "block_sparse_moe.gate.weight", (0, shape.num_experts)),)
-        return [
-            *found,
-            norm("pre_mlp_layernorm.weight", "post_attention_layernorm.weight"),
-            Parameter("mlp.router.weight", router, hidden, layer=layer),
-        ]
+        return [*found, Parameter("mlp.router.weight", router, hidden, layer=layer)]
     names = [f"{prefix}mlp.{name}_proj.weight" for name in ("gate", "up", "down")]
-    return [
-        *found,
-        norm("mlp.linear_fc1.layer_norm_weight", "post_attention_layernorm.weight"),
-        *_mlp(shape, "mlp.", names, layer),
-    ]
+    return [*found, *_mlp(shape, "mlp.", names, layer)]
 
 
 def expert_parameters(shape: ModelShape, layer: int, expert: int) -> list[Parameter]:
@@ -179,36 +177,27 @@ def expert_parameters(shape: ModelShape, layer: int, expert: int) -> list[Parame
     return _mlp(shape, "", names, layer, expert)
 
 
-def shards(
-    shape: ModelShape,
-    layout: Layout,
-    padded_vocab: int,
-    *,
-    stage: int,
-    tensor: int | None = None,
-    expert: int | None = None,
-    expert_tensor: int = 0,
-) -> Iterator[Shard]:
-    """What a rank holds of one stage.
+def dense_shards(shape: ModelShape, layout: Layout, padded_vocab: int, stage: int, rank: int) -> Iterator[Shard]:
+    """What tensor rank `rank` holds of a stage, without its experts.
 
     Args:
         padded_vocab: rows of the embedding, a multiple of the tensor parallel size.
         stage: in the order of the model: `chunk * pipeline size + pipeline rank`.
-        tensor: the tensor rank; None: only the experts.
-        expert, expert_tensor: the expert rank, and the tensor rank of the experts; None: all but the experts.
     """
     stages = layout.stage_layers(shape.num_layers)
-    if tensor is not None and stage == 0:
-        yield from _dealt(first_stage(shape, padded_vocab), tensor, layout.tensor)
+    parameters = first_stage(shape, padded_vocab) if stage == 0 else []
     for layer in stages[stage]:
-        if tensor is not None:
-            yield from _dealt(layer_parameters(shape, layer), tensor, layout.tensor)
-        if expert is not None:
-            local = shape.num_experts // layout.expert
-            for number in range(expert * local, (expert + 1) * local):
-                yield from _dealt(expert_parameters(shape, layer, number), expert_tensor, layout.expert_tensor)
-    if tensor is not None and stage == len(stages) - 1:
-        yield from _dealt(last_stage(shape, padded_vocab, pipeline=layout.pipeline), tensor, layout.tensor)
+        parameters += layer_parameters(shape, layer)
+    if stage == len(stages) - 1:
+        parameters += last_stage(shape, padded_vocab, pipeline=layout.pipeline)
+    return _dealt(parameters, rank, layout.tensor)
+
+
+def expert_shards(shape: ModelShape, layout: Layout, stage: int, expert: int, rank: int) -> Iterator[Shard]:
+    """What expert rank `expert` and expert tensor rank `rank` hold of the experts of a stage."""
+    for layer in layout.stage_layers(shape.num_layers)[stage]:
+        for number in layout.experts(shape.num_experts, expert):
+            yield from _dealt(expert_parameters(shape, layer, number), rank, layout.expert_tensor)
 
 
 def _dealt(parameters: list[Parameter], rank: int, size: int) -> Iterator[Shard]:
