@@ -14,7 +14,7 @@ import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ascend_patch import __version__, failure
+from ascend_patch import __version__, determinism, failure, manifest
 from ascend_patch.config import Config, rank
 from ascend_patch.engine.apply import Engine
 from ascend_patch.engine.contract import Contract
@@ -62,7 +62,8 @@ class Activation:
         """Register the hook.
 
         Raises:
-            AscendPatchError: Megatron has been imported already.
+            AscendPatchError: Megatron has been imported already, or the environment contradicts
+                ASCEND_PATCH_DETERMINISTIC.
         """
         imported = [name for name in sys.modules if name == _ROOT or name.startswith(_ROOT + ".")]
         if imported:
@@ -71,6 +72,8 @@ class Activation:
                 f"{_ROOT} are loaded). Set ASCEND_PATCH=1 in the environment, or put "
                 "`import ascend_patch.adaptor` above the first import of megatron."
             )
+        if self.config.deterministic:  # before a device, a process group or another process starts
+            determinism.prepare()
         self.hooks.before(_ROOT, lambda spec: self._prepare())
         self.hooks.install()
 
@@ -111,6 +114,9 @@ class Activation:
         device.install()
         engine.install()
         self.prepared = Prepared(megatron, device, engine)
+        manifest.contribute("ascend_patch", self.prepared.facts)
+        manifest.contribute("patches", lambda: _patches(engine))
+        manifest.contribute("operators", registry.selected)
         # A process that a rank spawns (to write a checkpoint, to load data) imports everything once more.
         if rank() == 0 and multiprocessing.parent_process() is None:
             if not self.config.quiet:
@@ -128,6 +134,12 @@ class Activation:
 
             outcomes = self.prepared.engine.outcomes()
             write_json(self.config.report, outcomes, operators=registry.report(), **self.prepared.facts())
+
+
+def _patches(engine: Engine) -> dict[str, list[str]]:
+    """The ids of what has been applied, and of what could not be (with ASCEND_PATCH_ALLOW_DRIFT)."""
+    outcomes = engine.outcomes()
+    return {status: sorted({o.id for o in outcomes if o.status == status}) for status in ("applied", "failed")}
 
 
 def activate(config: Config | None = None) -> Activation:

@@ -39,6 +39,9 @@ class Config:
         "file for the JSON report of what was patched and which operators ran, written by rank 0",
         default=None,
     )
+    deterministic: bool = _variable(
+        "ASCEND_PATCH_DETERMINISTIC", "1: as --deterministic-mode, for a script as it is", default=False
+    )
     dataset_type: str = _variable(
         "MP_DATASET_TYPE",
         "raw: instruction data is read from json and the like; empty or idxmap: from prepared files",
@@ -69,6 +72,7 @@ class Config:
             allow_drift=_flag(environ, "ASCEND_PATCH_ALLOW_DRIFT"),
             ops=_pairs(environ, "ASCEND_PATCH_OPS"),
             report=Path(report) if report else None,
+            deterministic=_flag(environ, "ASCEND_PATCH_DETERMINISTIC"),
             dataset_type=_choice(environ, "MP_DATASET_TYPE", ("raw", "idxmap")),
             quiet=_flag(environ, "ASCEND_PATCH_QUIET"),
         )

@@ -8,6 +8,7 @@ from ascend_patch.features import (
     activation,
     arguments,
     attention,
+    determinism,
     dispatcher,
     experts,
     host_waits,
@@ -42,5 +43,6 @@ PATCHES: tuple[Patch, ...] = (
     *process_groups.PATCHES,
     *recompute.PATCHES,
     *arguments.PATCHES,
+    *determinism.PATCHES,
     *inputs.PATCHES,
 )

@@ -76,6 +76,7 @@ ROWS = (
         (
             "arguments.cpu",
             "arguments.transformer_engine",
+            "determinism.arguments",
             "inputs.checkpoint",
             "inputs.dataset",
             "inputs.fp8",

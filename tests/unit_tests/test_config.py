@@ -27,6 +27,7 @@ def test_everything_set() -> None:
             "ASCEND_PATCH_ALLOW_DRIFT": "yes",
             "ASCEND_PATCH_OPS": "grouped_gemm=reference, attention = torch",
             "ASCEND_PATCH_REPORT": "runs/patches.json",
+            "ASCEND_PATCH_DETERMINISTIC": "1",
             "ASCEND_PATCH_QUIET": "on",
             "MP_DATASET_TYPE": "Raw",
         }
@@ -38,6 +39,7 @@ def test_everything_set() -> None:
         allow_drift=True,
         ops={"grouped_gemm": "reference", "attention": "torch"},
         report=Path("runs/patches.json"),
+        deterministic=True,
         dataset_type="raw",
         quiet=True,
     )
@@ -70,6 +72,7 @@ def test_variables_are_these() -> None:
     assert {f.metadata["variable"] for f in fields(Config)} == {
         "ASCEND_PATCH",
         "ASCEND_PATCH_ALLOW_DRIFT",
+        "ASCEND_PATCH_DETERMINISTIC",
         "ASCEND_PATCH_DEVICE",
         "ASCEND_PATCH_DISABLE",
         "ASCEND_PATCH_OPS",

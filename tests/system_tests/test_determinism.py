@@ -1,0 +1,106 @@
+"""Deterministic runs repeat themselves bit by bit: twice the same, and resumed as if never stopped.
+
+The quick selection trains two processes with expert parallelism; the slow one eight, in TP2 PP2 EP2.
+"""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.system_tests import bits, releases
+from tests.system_tests.launcher import Run, train
+from tests.system_tests.mixtral import EP2, TP2_PP2_EP2, tiny
+
+SAVED, LAST = 2, 4
+DROPOUT = {"attention_dropout": 0.1, "hidden_dropout": 0.1}
+LAYOUTS = [
+    pytest.param(2, EP2, id="ep2"),
+    pytest.param(8, TP2_PP2_EP2, id="tp2_pp2_ep2", marks=pytest.mark.slow),
+]
+
+
+def run(
+    folder: Path,
+    processes: int,
+    layout: dict,
+    *,
+    load: Path | None = None,
+    start: dict | None = None,
+    **changes: object,
+) -> Run:
+    """A deterministic run that leaves checkpoints and events in ``folder``."""
+    flags = {
+        **layout,
+        **DROPOUT,
+        "deterministic_mode": True,
+        "save": folder,
+        "save_interval": SAVED,
+        "train_iters": LAST,
+    }
+    flags |= {"tensorboard_dir": folder / "events", "tensorboard_log_interval": 1, "load": load or False, **changes}
+    return train(tiny(**flags), processes=processes, **(start or {})).succeeded()
+
+
+def check_equal(one: Path, other: Path, iterations: range) -> None:
+    """Every logged scalar of ``iterations``, and every tensor and state saved after the last of them."""
+    first, second = (bits.scalars(folder / "events") for folder in (one, other))
+    for name in bits.SCALARS:
+        logged = [
+            {number: value for number, value in run[name].items() if number in iterations} for run in (first, second)
+        ]
+        assert logged[0] == logged[1], name
+        assert sorted(logged[0]) == list(iterations)
+    first, second = (bits.tensors(folder, LAST) for folder in (one, other))
+    assert first.keys() == second.keys()
+    assert len(first) > 20
+    assert {name for name in first if first[name] != second[name]} == set()
+
+
+@pytest.mark.parametrize(("processes", "layout"), LAYOUTS)
+def test_twice_the_same(tmp_path: Path, processes: int, layout: dict) -> None:
+    for name in ("one", "other"):
+        run(tmp_path / name, processes, layout)
+    check_equal(tmp_path / "one", tmp_path / "other", range(1, LAST + 1))
+    (manifest,) = (tmp_path / "one" / "manifests").iterdir()
+    said = json.loads(manifest.read_text())
+    assert said["arguments"]["hidden_dropout"] == 0.1
+    assert said["environment"]["HCCL_DETERMINISTIC"] == "true"
+    assert "determinism.arguments" in said["patches"]["applied"]
+
+
+def test_another_seed_is_noticed(tmp_path: Path) -> None:
+    """The comparison can fail: one number of the command line differs."""
+    for seed in (1, 2):
+        run(tmp_path / str(seed), 1, {}, seed=seed, train_iters=SAVED)
+    one, other = (bits.tensors(tmp_path / str(seed), SAVED) for seed in (1, 2))
+    assert one.keys() == other.keys()
+    assert any(one[name] != other[name] for name in one)
+    assert bits.scalars(tmp_path / "1" / "events") != bits.scalars(tmp_path / "2" / "events")
+
+
+@pytest.mark.parametrize("checkpoint_format", ["torch_dist", pytest.param("torch", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(("processes", "layout"), LAYOUTS)
+def test_resumed_as_if_never_stopped(tmp_path: Path, processes: int, layout: dict, checkpoint_format: str) -> None:
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    run(whole, processes, layout, ckpt_format=checkpoint_format)
+    # The same schedule, left after SAVED iterations.
+    run(parts, processes, layout, ckpt_format=checkpoint_format, exit_interval=SAVED)
+    run(parts, processes, layout, ckpt_format=checkpoint_format, load=parts)
+    # The first two iterations after a start share one accumulator in upstream's log: compare the last.
+    check_equal(whole, parts, range(LAST, LAST + 1))
+
+
+@pytest.mark.parametrize("release", [releases.TRAINABLE[0]])
+def test_the_variable_does_what_the_flag_does(tmp_path: Path, release: str) -> None:
+    """On the oldest release too, whose own mode refuses --use-flash-attn."""
+    start = {"megatron": releases.folder(release)}
+    run(tmp_path / "flag", 1, {}, start=start)
+    run(
+        tmp_path / "variable",
+        1,
+        {},
+        start=start | {"variables": {"ASCEND_PATCH_DETERMINISTIC": "1"}},
+        deterministic_mode=False,
+    )
+    check_equal(tmp_path / "flag", tmp_path / "variable", range(1, LAST + 1))
