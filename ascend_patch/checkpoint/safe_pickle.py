@@ -7,6 +7,7 @@ says. So a checkpoint can be read where Megatron-LM is not installed, and its co
 import argparse
 import collections
 import pickle
+from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
 from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
@@ -82,7 +83,9 @@ class _Unpickler(pickle.Unpickler):
         self._trust = trust
 
     def find_class(self, module: str, name: str) -> Any:
-        path = f"{module.replace('__builtin__', 'builtins')}.{name}"
+        # Protocol 2, which torch.save uses, writes the names of Python 2.
+        module, name = NAME_MAPPING.get((module, name), (IMPORT_MAPPING.get(module, module), name))
+        path = f"{module}.{name}"
         if path in self._names:
             return self._names[path]
         # A class of its own for each pickle: a pickle can set attributes of a class that it names.
