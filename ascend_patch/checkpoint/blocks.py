@@ -15,6 +15,7 @@ from typing import Self
 import torch
 
 from ascend_patch.checkpoint.errors import CheckpointError
+from ascend_patch.checkpoint.shape import ModelShape
 from ascend_patch.checkpoint.stored import Piece
 
 BLOCK_BYTES = 16 << 20
@@ -33,12 +34,18 @@ class Matrix:
 
     @classmethod
     def of(cls, name: str, shape: Sequence[int], dtype: torch.dtype) -> "Matrix":
+        """A tensor of one or two dimensions."""
         rows, cols = (1, *shape)[-2:]
         return cls(name, rows, cols, dtype)
 
     @property
     def nbytes(self) -> int:
         return self.rows * self.cols * self.dtype.itemsize
+
+
+def matrices(shape: ModelShape, dtype: torch.dtype) -> dict[str, Matrix]:
+    """All canonical tensors of a model."""
+    return {name: Matrix.of(name, dimensions, dtype) for name, dimensions in shape.tensors().items()}
 
 
 class Buffer:

@@ -9,8 +9,6 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 
-import torch
-
 from ascend_patch.checkpoint.blocks import BlockReader, BlockWriter, Files, Matrix
 from ascend_patch.checkpoint.errors import CheckpointError
 from ascend_patch.checkpoint.padding import MeanRow
@@ -20,15 +18,14 @@ Advance = Callable[[int], None]
 """Told the bytes of each block when it is done."""
 
 
-def matrices(source: Checkpoint, dtype: torch.dtype) -> dict[str, Matrix]:
-    """The canonical tensors of ``source``, as they are after conversion to ``dtype``."""
-    return {name: Matrix.of(name, shape, dtype) for name, shape in source.shape.tensors().items()}
+class _Stopped(Exception):
+    """Another thread failed; nobody waits for this one's result."""
 
 
 def transfer(
-    source: Checkpoint, target: Checkpoint, names: Sequence[str], workers: int, advance: Advance
+    source: Checkpoint, target: Checkpoint, wanted: Mapping[str, Matrix], workers: int, advance: Advance
 ) -> Iterator[tuple[str, str]]:
-    """Copy the tensors ``names`` into the holes of ``target``.
+    """Copy the tensors ``wanted`` into the holes of ``target``.
 
     Yields:
         The name and the sha256 of each tensor that has been written, in the order in which they are finished.
@@ -36,43 +33,43 @@ def transfer(
     Raises:
         CheckpointError: what the first thread that failed met; the others are stopped.
     """
-    wanted = matrices(source, target.dtype)
 
     def copy(name: str, advance: Advance) -> str:
         return copy_tensor(
             wanted[name], source.pieces[name], target.pieces[name], target.fill.get(name, ()), advance=advance
         )
 
-    return in_threads(copy, names, workers, advance)
+    return in_threads(copy, list(wanted), workers, advance)
 
 
 def checksums(
     checkpoint: Checkpoint, wanted: Mapping[str, Matrix], workers: int, advance: Advance
-) -> Iterator[tuple[str, str]]:
+) -> Iterator[tuple[str, str | CheckpointError]]:
     """Read tensors back, with the padding that belongs to them.
 
     Yields:
-        The name and the sha256 of each tensor, in the order in which they are finished.
-
-    Raises:
-        CheckpointError: a tensor cannot be read, its replicas differ, or its padding is not what was written there.
+        The name of each tensor and its sha256, or what is wrong with it: it cannot be read, its replicas differ, or its
+        padding is not what was written there.
     """
 
-    def read(name: str, advance: Advance) -> str:
-        return read_tensor(wanted[name], checkpoint.pieces[name], checkpoint.fill.get(name, ()), advance=advance)
+    def read(name: str, advance: Advance) -> str | CheckpointError:
+        try:
+            return read_tensor(wanted[name], checkpoint.pieces[name], checkpoint.fill.get(name, ()), advance=advance)
+        except CheckpointError as error:
+            return error
 
     return in_threads(read, list(wanted), workers, advance)
 
 
-def in_threads(
-    job: Callable[[str, Advance], str], names: Sequence[str], workers: int, advance: Advance
-) -> Iterator[tuple[str, str]]:
+def in_threads[Result](
+    job: Callable[[str, Advance], Result], names: Sequence[str], workers: int, advance: Advance
+) -> Iterator[tuple[str, Result]]:
     """Call ``job(name, advance)`` for every name; an error or an interrupt stops all threads at their next block."""
     stop, lock = threading.Event(), threading.Lock()
 
     def advance_or_stop(nbytes: int) -> None:
         if stop.is_set():
-            raise CheckpointError("Stopped, because another tensor failed.")
+            raise _Stopped
         with lock:
             advance(nbytes)
 

@@ -1,0 +1,110 @@
+"""The folder that a conversion writes: called unfinished until all of it is on disk, then renamed."""
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from ascend_patch.checkpoint.errors import CheckpointError
+
+GB = 1e9
+
+
+def unfinished(folder: Path) -> Path:
+    """Where ``folder`` is written before it is renamed to its name."""
+    return folder.with_name(folder.name + ".unfinished")
+
+
+def check_new(folder: Path) -> None:
+    """Can ``folder`` be made?
+
+    Raises:
+        CheckpointError: something is there already, or it cannot be the result of a rename.
+    """
+    if folder.is_dir() and not any(folder.iterdir()):
+        if os.path.ismount(folder):
+            raise CheckpointError(f"{folder} is a mount point, and cannot be replaced. Name a folder in it.")
+        return
+    if folder.exists() or folder.is_symlink():
+        raise CheckpointError(f"{folder} exists already. It is left as it is: remove it, or name another --save-dir.")
+
+
+def make(folder: Path) -> None:
+    """Make a folder and its parents.
+
+    Raises:
+        CheckpointError: it cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True)
+    except OSError as error:
+        raise CheckpointError(f"{folder} cannot be made: {error.strerror}.") from error
+
+
+def clear(folder: Path, *keep: str) -> None:
+    """Remove what is in a folder, except the names in ``keep``."""
+    for entry in folder.iterdir():
+        if entry.name in keep:
+            continue
+        if entry.is_dir():
+            shutil.rmtree(entry)
+        else:
+            entry.unlink()
+
+
+def check_space(folder: Path) -> None:
+    """Is there room for the holes in the files of ``folder``?
+
+    Raises:
+        CheckpointError: there is not; says how much is missing.
+    """
+    sizes = [file.stat() for file in _files(folder)]
+    needed = sum(max(0, size.st_size - size.st_blocks * 512) for size in sizes)
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise CheckpointError(
+            f"{folder} needs another {needed / GB:.1f} GB, but its disk has {free / GB:.1f} GB left. "
+            f"Make room for {(needed - free) / GB:.1f} GB, or name a --save-dir on another disk."
+        )
+
+
+def sync(folder: Path) -> None:
+    """Wait until everything in ``folder`` is on disk.
+
+    Raises:
+        CheckpointError: it cannot be written there.
+    """
+    for path in [*_files(folder), *(Path(top) for top, _, _ in os.walk(folder)), folder.parent]:
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        except OSError as error:
+            raise CheckpointError(
+                f"{path} cannot be written: {error.strerror}. When that is mended, run the same command again."
+            ) from error
+        finally:
+            os.close(descriptor)
+
+
+def publish(folder: Path) -> None:
+    """Give the folder that was written under the name :func:`unfinished` its own name.
+
+    Raises:
+        CheckpointError: something has been put there meanwhile.
+    """
+    try:
+        unfinished(folder).rename(folder)
+    except OSError as error:
+        raise CheckpointError(
+            f"{unfinished(folder)} is complete, but cannot be renamed to {folder}: {error.strerror}. "
+            f"Rename it yourself."
+        ) from error
+    descriptor = os.open(folder.parent, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    return (Path(top) / name for top, _, names in os.walk(folder) for name in names)
