@@ -1,9 +1,11 @@
 """The names under which Megatron-LM's two checkpoint formats keep the parameters of `partition.py`."""
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ascend_patch.checkpoint.partition import FUSED_INPUT_NORM, FUSED_MLP_NORM, Parameter
+from ascend_patch.checkpoint.shape import ModelShape
 
 _PLAIN = {FUSED_INPUT_NORM: "input_layernorm.weight", FUSED_MLP_NORM: "pre_mlp_layernorm.weight"}
 
@@ -32,6 +34,10 @@ class Key:
     name: str
     layer: int | None = None
     expert: int | None = None
+
+    @classmethod
+    def of(cls, parameter: Parameter) -> "Key":
+        return cls(parameter.name, parameter.layer, parameter.expert)
 
 
 def state_dict_key(parameter: Parameter, build: Build, *, first_layer: int, first_expert: int) -> str:
@@ -76,20 +82,28 @@ def global_keys(parameter: Parameter) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class GlobalKey:
-    """Which parameters a key of format `torch_dist` means. A number that it does not have is an axis of its tensor."""
+    """Which parameters a key of format `torch_dist` means: those of all layers or of one, of all experts or of none."""
 
     name: str
-    of_layer: bool = False
-    """A parameter of a layer."""
     layer: int | None = None
-    of_expert: bool = False
+    of_all_layers: bool = False
+    of_all_experts: bool = False
+
+    def axes(self, shape: ModelShape) -> tuple[int, ...]:
+        """The axes of its tensor before those of the parameter: layers and experts."""
+        return (shape.num_layers,) * self.of_all_layers + (shape.num_experts,) * self.of_all_experts
+
+    def key(self, index: Sequence[int]) -> Key:
+        """The parameter at an index into these axes."""
+        layer = index[0] if self.of_all_layers else self.layer
+        return Key(self.name, layer, index[-1] if self.of_all_experts else None)
 
 
 def parse_global_key(key: str) -> GlobalKey:
-    """The parameters that a key means: of all layers, or of one, as where layers may differ (`--moe-layer-freq`)."""
+    """The parameters that a key means. Layers that may differ (`--moe-layer-freq` with a list) have a key each."""
     if not (found := _LAYERS.fullmatch(key)):
         return GlobalKey(key)
     layer, name = int(found[1]) if found[1] else None, found[2]
     if name.startswith(_EXPERTS):
-        return GlobalKey(name.removeprefix(_EXPERTS), True, layer, True)
-    return GlobalKey(_PLAIN.get(name, name), True, layer)
+        return GlobalKey(name.removeprefix(_EXPERTS), layer, layer is None, True)
+    return GlobalKey(_PLAIN.get(name, name), layer, layer is None)
