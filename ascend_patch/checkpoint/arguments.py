@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from ascend_patch.checkpoint.errors import CheckpointError
+from ascend_patch.checkpoint.keys import Build
 from ascend_patch.checkpoint.layout import Layout
 from ascend_patch.checkpoint.shape import ModelShape
 
@@ -169,14 +170,7 @@ def _unrolled(text: str) -> str:
 
 
 def write(
-    shape: ModelShape,
-    layout: Layout,
-    padded_vocab: int,
-    dtype: torch.dtype,
-    *,
-    transformer_impl: str,
-    moe_grouped_gemm: bool,
-    checkpoint_format: str,
+    shape: ModelShape, layout: Layout, padded_vocab: int, dtype: torch.dtype, build: Build, checkpoint_format: str
 ) -> argparse.Namespace:
     """Arguments for a new checkpoint: what upstream compares when it loads one, and what `--use-checkpoint-args` takes.
 
@@ -191,7 +185,6 @@ def write(
         "group_query_attention": True,
         "num_query_groups": shape.num_query_groups,
         "kv_channels": shape.head_dim,
-        "vocab_size": shape.vocab_size,
         "padded_vocab_size": padded_vocab,
         "max_position_embeddings": shape.max_position_embeddings,
         "add_position_embedding": True,
@@ -213,7 +206,7 @@ def write(
         "hidden_dropout": 0.0,
         "untie_embeddings_and_output_weights": not shape.tied,
         "window_size": None if shape.sliding_window is None else (shape.sliding_window - 1, 0),
-        "transformer_impl": transformer_impl,
+        "transformer_impl": build.transformer_impl,
         "params_dtype": dtype,
         "bf16": dtype == torch.bfloat16,
         "fp16": dtype == torch.float16,
@@ -229,7 +222,7 @@ def write(
         "moe_router_pre_softmax": False,
         "moe_router_score_function": "softmax",
         "moe_router_enable_expert_bias": False,
-        "moe_grouped_gemm": moe and moe_grouped_gemm,
+        "moe_grouped_gemm": moe and build.moe_grouped_gemm,
     }
     return argparse.Namespace(**model, **experts, **_sizes(layout, shape.num_layers))
 

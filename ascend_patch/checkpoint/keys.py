@@ -4,8 +4,11 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from ascend_patch.checkpoint.errors import CheckpointError
 from ascend_patch.checkpoint.partition import FUSED_INPUT_NORM, FUSED_MLP_NORM, Parameter
 from ascend_patch.checkpoint.shape import ModelShape
+
+TRANSFORMER_IMPLS = ("transformer_engine", "local")
 
 _PLAIN = {FUSED_INPUT_NORM: "input_layernorm.weight", FUSED_MLP_NORM: "pre_mlp_layernorm.weight"}
 
@@ -25,6 +28,12 @@ class Build:
     """transformer_engine: a norm is kept with the linear layer after it. local: by itself."""
     moe_grouped_gemm: bool = True
     """The experts of a rank are in one module."""
+
+    def __post_init__(self) -> None:
+        if self.transformer_impl not in TRANSFORMER_IMPLS:
+            raise CheckpointError(
+                f"--transformer-impl is {self.transformer_impl!r}; it must be {' or '.join(TRANSFORMER_IMPLS)}."
+            )
 
 
 @dataclass(frozen=True)

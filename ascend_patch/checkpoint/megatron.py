@@ -17,7 +17,8 @@ RELEASE = "release"
 """What the tracker says, and the folder is called, of weights without a training run."""
 
 FORMATS = ("torch", "torch_dist")
-TRANSFORMER_IMPLS = ("transformer_engine", "local")
+
+DEFAULT_BUILD = Build()
 
 
 def open(folder: Path, *, step: int | None = None, vocab_size: int | None = None, trust: bool = False) -> Checkpoint:
@@ -76,8 +77,7 @@ def create(
     *,
     padded_vocab: int,
     checkpoint_format: str = "torch_dist",
-    transformer_impl: str = "transformer_engine",
-    moe_grouped_gemm: bool = True,
+    build: Build = DEFAULT_BUILD,
 ) -> Checkpoint:
     """Write a checkpoint but for the bytes of its tensors, and for the tracker (`finish`).
 
@@ -86,34 +86,25 @@ def create(
     Args:
         folder: exists; the checkpoint goes to `release` in it.
         padded_vocab: rows of the embedding (`arguments.padded_vocab_size`). Those beyond the vocabulary are `fill`.
-        transformer_impl, moe_grouped_gemm: upstream's flags. In format `torch` they decide the names of tensors, and
-            training needs the same; in format `torch_dist` any will do.
+        build: in format `torch` it decides the names of tensors, and training needs the same flags; in format
+            `torch_dist` any will do.
 
     Raises:
         CheckpointError: the layout does not suit the model or the format, or a file exists.
     """
-    _one_of("--ckpt-format", checkpoint_format, FORMATS)
-    _one_of("--transformer-impl", transformer_impl, TRANSFORMER_IMPLS)
+    if checkpoint_format not in FORMATS:
+        raise CheckpointError(f"--ckpt-format is {checkpoint_format!r}; it must be {' or '.join(FORMATS)}.")
     layout.check(shape)
     if padded_vocab < shape.vocab_size or padded_vocab % layout.tensor:
         raise CheckpointError(
             f"The embedding cannot have {padded_vocab} rows: it needs the {shape.vocab_size} of the vocabulary, and "
             f"a multiple of the tensor parallel size, {layout.tensor}."
         )
-    args = arguments.write(
-        shape,
-        layout,
-        padded_vocab,
-        dtype,
-        transformer_impl=transformer_impl,
-        moe_grouped_gemm=moe_grouped_gemm,
-        checkpoint_format=checkpoint_format,
-    )
+    args = arguments.write(shape, layout, padded_vocab, dtype, build, checkpoint_format)
     state = {"args": args, "checkpoint_version": 3.0, "iteration": 0, "num_floating_point_operations_so_far": 0}
     iteration = folder / RELEASE
     iteration.mkdir()
     if checkpoint_format == "torch":
-        build = Build(transformer_impl, moe_grouped_gemm)
         return megatron_torch.create(iteration, shape, layout, dtype, state, padded_vocab=padded_vocab, build=build)
     state["content_metadata"] = {"singleton_local_shards": False, "chained_optim_avoid_prefix": True}
     return megatron_dist.create(iteration, shape, layout, dtype, state, padded_vocab=padded_vocab)
@@ -122,8 +113,3 @@ def create(
 def finish(folder: Path) -> None:
     """Write the tracker, without which upstream finds nothing in the folder."""
     (folder / TRACKER).write_text(RELEASE)
-
-
-def _one_of(flag: str, found: str, allowed: tuple[str, ...]) -> None:
-    if found not in allowed:
-        raise CheckpointError(f"{flag} is {found!r}; it must be one of {', '.join(allowed)}.")
