@@ -62,6 +62,7 @@ class Record:
 _PLAIN: dict[str, Any] = {
     "_codecs.encode": str.encode,
     "builtins.bytearray": bytearray,
+    "builtins.bytes": bytes,
     "builtins.complex": complex,
     "builtins.frozenset": frozenset,
     "builtins.set": set,

@@ -5,6 +5,7 @@ bytes of each storage.
 """
 
 import io
+import struct
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -50,7 +51,7 @@ class _Storage:
 
 
 def read(file: Path, *, start: int = 0, length: int | None = None, trust: bool = False) -> Any:
-    """The object that was saved, with a `StoredTensor` for each tensor (or a `Strided`, which has no use but its name).
+    """The object that was saved, with a `StoredTensor` for each tensor (a `Strided` where it is no rectangle of bytes).
 
     No tensor is read. Tensors that share a storage, as tied weights and the parameters in a buffer do, share its bytes.
 
@@ -71,11 +72,8 @@ def read(file: Path, *, start: int = 0, length: int | None = None, trust: bool =
                     f"is it truncated?"
                 )
             return _Archive(file, window, trust).load()
-    except (zipfile.BadZipFile, OSError) as error:
-        raise CheckpointError(
-            f"{file} cannot be read ({error}). It must be a file of torch.save in the zip format, which PyTorch has "
-            f"written since 1.6; a truncated file looks like this, too."
-        ) from error
+    except OSError as error:
+        raise CheckpointError(f"{file} cannot be read ({error.strerror or error}).") from error
 
 
 def create(file: Path, state: Any) -> Any:
@@ -133,7 +131,12 @@ class _Archive:
         self._size = window.size
         self._trust = trust
         self._stream = io.BufferedReader(window)
-        self._records = {record.filename: record for record in zipfile.ZipFile(self._stream).infolist()}
+        try:
+            self._records = {record.filename: record for record in zipfile.ZipFile(self._stream).infolist()}
+        except (zipfile.BadZipFile, ValueError, NotImplementedError, struct.error) as error:
+            raise CheckpointError(
+                f"{file} is no zip archive ({error}). It is truncated, or was written by a PyTorch before 1.6."
+            ) from error
         pickles = [name for name in self._records if name.endswith("/data.pkl")]
         if len(pickles) != 1:
             raise CheckpointError(f"{file} is a zip archive, but not one of torch.save: it has no data.pkl.")
@@ -178,7 +181,7 @@ class _Archive:
     def _storage(self, pid: tuple) -> _Storage:
         _kind, dtype, key, _location, count = pid
         offset, size = self._place(f"data/{key}")
-        if size != count * dtype.itemsize:
+        if size // dtype.itemsize != count:
             raise CheckpointError(
                 f"{self._file}: its record data/{key} has {size} bytes, but should have {count * dtype.itemsize}: it "
                 f"is damaged."
