@@ -113,7 +113,7 @@ class Journal:
             raise CheckpointError(
                 f"{self._folder / NAME} is damaged. Remove {self._folder} and convert again."
             ) from error
-        if changed := _differences(before, json.loads(json.dumps(job))):
+        if changed := differences(before, json.loads(json.dumps(job))):
             raise CheckpointError(
                 f"{self._folder} holds the beginning of another conversion: {'; '.join(changed[:5])}. Run that command "
                 f"again to finish it, or remove the folder to start anew."
@@ -137,9 +137,9 @@ class Journal:
         return Piece(tensor, (rows[0], rows[1]), (cols[0], cols[1]), (at[0], at[1]))
 
 
-def _differences(before: Any, now: Any, name: str = "") -> list[str]:
+def differences(before: Any, now: Any, name: str = "") -> list[str]:
     """What differs between two JSON objects, in words."""
     if isinstance(before, dict) and isinstance(now, dict):
         keys = sorted(before.keys() | now.keys())
-        return [found for key in keys for found in _differences(before.get(key), now.get(key), f"{name} {key}".strip())]
+        return [found for key in keys for found in differences(before.get(key), now.get(key), f"{name} {key}".strip())]
     return [] if before == now else [f"{name} was {before} and is {now}"]

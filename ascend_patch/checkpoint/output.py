@@ -52,19 +52,23 @@ def clear(folder: Path, *keep: str) -> None:
             entry.unlink()
 
 
-def check_space(folder: Path) -> None:
-    """Is there room for the holes in the files of ``folder``?
+def missing_bytes(folder: Path) -> int:
+    """What the holes in the files of a folder will take of the disk."""
+    sizes = [file.stat() for file in _files(folder)]
+    return sum(max(0, size.st_size - size.st_blocks * 512) for size in sizes)
+
+
+def check_room(folder: Path, needed: int) -> None:
+    """Is there room for so many bytes on the disk of ``folder``?
 
     Raises:
         CheckpointError: there is not; says how much is missing.
     """
-    sizes = [file.stat() for file in _files(folder)]
-    needed = sum(max(0, size.st_size - size.st_blocks * 512) for size in sizes)
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise CheckpointError(
-            f"{folder} needs another {needed / GB:.1f} GB, but its disk has {free / GB:.1f} GB left. "
-            f"Make room for {(needed - free) / GB:.1f} GB, or name a --save-dir on another disk."
+            f"{folder} needs another {needed / GB:.3f} GB, but its disk has {free / GB:.3f} GB left. "
+            f"Make room for {(needed - free) / GB:.3f} GB, or name a --save-dir on another disk."
         )
 
 

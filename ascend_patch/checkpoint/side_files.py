@@ -45,18 +45,38 @@ _SAME_WEIGHTS = (
 4096 tokens says nothing about them."""
 
 
-def find(given: Path | None, checkpoint: Path) -> Path | None:
-    """The folder with the files that belong to a Megatron-LM checkpoint: the one ``given``, or the one it keeps.
+def find(given: Path | None, checkpoint: Path, original: Path) -> Path | None:
+    """The folder with the files that belong to a Megatron-LM checkpoint.
+
+    Args:
+        given: named by the user, or None.
+        checkpoint: may keep them.
+        original: may be that of the original model, into which it is converted back.
 
     Raises:
         CheckpointError: a folder is given that has no config.json.
     """
-    if given is not None:
-        if not (given / CONFIG).is_file():
-            raise CheckpointError(f"--hf-folder {given} has no {CONFIG}. Name the folder of the original model.")
-        return given
-    kept = checkpoint / KEPT_IN
-    return kept if (kept / CONFIG).is_file() else None
+    if given is not None and not (given / CONFIG).is_file():
+        raise CheckpointError(f"--hf-folder {given} has no {CONFIG}. Name the folder of the original model.")
+    candidates = [given] if given else [checkpoint / KEPT_IN, original]
+    return next((folder for folder in candidates if (folder / CONFIG).is_file()), None)
+
+
+def vocab_size(folder: Path | None) -> int | None:
+    """The tokens of the model, as its config.json says.
+
+    Raises:
+        CheckpointError: config.json cannot be read.
+    """
+    return None if folder is None else ModelShape.from_hf(_read_config(folder), str(folder / CONFIG)).vocab_size
+
+
+def check_tokenizer(tokenizer: Path | None) -> None:
+    """Raises:
+    CheckpointError: a tokenizer is named that does not exist.
+    """
+    if tokenizer is not None and not tokenizer.exists():
+        raise CheckpointError(f"--tokenizer-model {tokenizer} does not exist. Name a tokenizer.model or its folder.")
 
 
 def config(folder: Path | None, shape: ModelShape, dtype: torch.dtype) -> dict[str, Any]:
@@ -67,10 +87,7 @@ def config(folder: Path | None, shape: ModelShape, dtype: torch.dtype) -> dict[s
     """
     if folder is None:
         return shape.to_hf(dtype)
-    try:
-        found = json.loads((folder / CONFIG).read_bytes())
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{folder / CONFIG} cannot be read: {error}.") from error
+    found = _read_config(folder)
     original = ModelShape.from_hf(found, str(folder / CONFIG))
     differ = [
         f"{name} is {getattr(original, name)} and the checkpoint's is {getattr(shape, name)}"
@@ -91,20 +108,24 @@ def write_config(content: dict[str, Any], folder: Path) -> None:
     (folder / CONFIG).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
-def copy(folder: Path, target: Path, tokenizer: Path | None = None) -> None:
-    """Copy generation config and tokenizer from ``folder`` to ``target``; the tokenizer from elsewhere if it is named.
+def copy(source: Path | None, target: Path, tokenizer: Path | None = None) -> None:
+    """Copy generation config and tokenizer.
 
     Args:
-        tokenizer: a folder, or a file in one.
-
-    Raises:
-        CheckpointError: there is no tokenizer where it is said to be.
+        source: the folder that has them, if there is one.
+        tokenizer: where the tokenizer is instead: its folder, or a file in it.
     """
-    if tokenizer is not None and not tokenizer.exists():
-        raise CheckpointError(f"--tokenizer-model {tokenizer} does not exist. Name a tokenizer.model or its folder.")
-    named = tokenizer and (tokenizer if tokenizer.is_dir() else tokenizer.parent)
     target.mkdir(exist_ok=True)
-    for source, patterns in ((folder, _OTHERS), (named or folder, _TOKENIZER)):
-        for pattern in patterns:
-            for file in source.glob(pattern):
+    if tokenizer is not None and not tokenizer.is_dir():
+        tokenizer = tokenizer.parent
+    for folder, patterns in ((source, _OTHERS), (tokenizer or source, _TOKENIZER)):
+        if folder is not None:
+            for file in (file for pattern in patterns for file in folder.glob(pattern)):
                 shutil.copyfile(file, target / file.name)
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    try:
+        return json.loads((folder / CONFIG).read_bytes())
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{folder / CONFIG} cannot be read: {error}.") from error
