@@ -1,158 +1,152 @@
-"""Turn text into Megatron's indexed dataset: a .bin file of token ids and an .idx file of document lengths.
+"""Turn text and instructions into Megatron's indexed datasets: token ids in .bin, where documents begin in .idx.
 
-    python tools/preprocess_data.py --input my.jsonl --output-prefix data/my \\
-        --tokenizer-name-or-path FOLDER --append-eod
+    python tools/preprocess_data.py --input 'corpus/*.jsonl.zst' --output-prefix data/my \\
+        --tokenizer-type PretrainedFromHF --tokenizer-name-or-path FOLDER --append-eod --workers 16
 
-reads one JSON object a line, each with the document under "text", and writes data/my_text_document.bin and
-.idx through upstream's own indexed_dataset.IndexedDatasetBuilder. ``--data-path data/my_text_document`` is then what
+reads one JSON object a line, each with the document under "text", and writes data/my_text_document.bin and .idx, byte
+for byte what upstream's tools/preprocess_data.py writes. ``--data-path data/my_text_document`` is then what
 pretrain_gpt.py wants. The split into training, validation and test documents is not made here but by
 upstream's ``--split``.
+
+Input files end in .jsonl, .json (an array, or one object after the other), .parquet or .txt (``--txt-split`` says what
+a document is: a line), each also with .gz or .zst behind. ``-`` is standard input.
+
+Nothing is seen half-written: an interrupted run keeps what it has in PREFIX.unfinished, and the same command goes on
+from there.
 """
 
 import argparse
-import json
 import logging
 import os
+import signal
 import sys
-import warnings
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from itertools import batched
+from collections.abc import Sequence
 from pathlib import Path
 
-DOCUMENTS_PER_BATCH = 256  # tokenized in one call, on all cores
+from ascend_patch import __version__
+from ascend_patch.data.errors import DataError
+from ascend_patch.data.handlers import DEFAULT_HANDLER, HANDLERS, HandlerOptions, create_handler
+from ascend_patch.data.lines import TxtSplit
+from ascend_patch.data.preprocess import Summary, preprocess, read_documents, unfinished_folder, write_dataset
+from ascend_patch.data.sources import Format, find_sources
+from ascend_patch.data.tokenize import HUGGING_FACE, TOKENIZER_TYPES, fingerprint, load_tokenizer
+from ascend_patch.data.writer import Dataset
+
+__all__ = ["DataError", "Dataset", "load_tokenizer", "main", "read_documents", "write_dataset"]
+
+INTERRUPTED = 130
 
 
-class DataError(Exception):
-    """The input cannot be turned into a dataset; the message says where and what to do."""
-
-
-@dataclass(frozen=True)
-class Dataset:
-    """What :func:`write_dataset` wrote. ``prefix`` is what ``--data-path`` takes."""
-
-    prefix: Path
-    documents: int
-    tokens: int
-
-
-def read_documents(path: Path, key: str = "text") -> Iterator[str]:
-    """Yield the text of every line of a .jsonl file; empty lines and empty texts are left out.
-
-    Raises:
-        DataError: the file cannot be read, or a line of it is not an object with a string under ``key``.
-    """
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command; see the module's docstring. Returns the exit status."""
+    options = _parser().parse_args(arguments)
+    logging.basicConfig(format="preprocess_data: %(message)s")
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the worker processes are the parallelism
+    previous = signal.signal(signal.SIGTERM, _interrupt)
     try:
-        with path.open(encoding="utf-8") as lines:
-            for number, line in enumerate(lines, start=1):
-                if line.strip():
-                    text = _text_of(line, key, f"{path}, line {number}")
-                    if text.strip():
-                        yield text
-    except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror}.") from error
-    except UnicodeDecodeError as error:
-        where = f"{error.reason} at byte {error.start}"
-        raise DataError(f"{path} is not UTF-8 text ({where}). Convert it first.") from error
-
-
-def _text_of(line: str, key: str, where: str) -> str:
-    example = f'Each line must be one JSON object such as {{"{key}": "..."}}.'
-    try:
-        record = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise DataError(f"{where}: not JSON ({error.msg} at column {error.colno}). {example}") from error
-    if not isinstance(record, dict):
-        raise DataError(f"{where}: a JSON {type(record).__name__}, not an object. {example}")
-    if key not in record:
-        found = ", ".join(map(repr, record)) or "none"
-        raise DataError(f"{where}: no {key!r} among its keys ({found}). {example}")
-    if not isinstance(record[key], str):
-        raise DataError(f"{where}: {key!r} holds a {type(record[key]).__name__}, not a string. {example}")
-    return record[key]
-
-
-def load_tokenizer(folder: Path):
-    """The Hugging Face tokenizer of a local folder; no hub is asked.
-
-    Raises:
-        DataError: the folder is not there, or holds neither tokenizer.model nor tokenizer.json
-            (transformers would return an almost empty tokenizer without a word).
-    """
-    if not any((folder / name).is_file() for name in ("tokenizer.model", "tokenizer.json")):
-        raise DataError(f"{folder} is no tokenizer folder: it holds neither tokenizer.model nor tokenizer.json.")
-    from transformers import AutoTokenizer
-
-    return AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
-
-
-def write_dataset(documents: Iterable[str], tokenizer, prefix: Path, append_eod: bool = True) -> Dataset:
-    """Tokenize ``documents`` and write ``prefix``.bin and .idx, both complete or not there.
-
-    The ids are those of ``tokenizer(text)``, with the begin-of-sequence token where the tokenizer adds one,
-    and with ``append_eod`` the end-of-sequence token: upstream's own preprocessing writes the same.
-
-    Raises:
-        DataError: there is not a single document with text.
-    """
-    import torch
-
-    indexed_dataset = _import_indexed_dataset()
-    prefix.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = str(prefix.with_name(f"{prefix.name}.unfinished.{os.getpid()}"))
-    count = tokens = 0
-    try:
-        builder = indexed_dataset.IndexedDatasetBuilder(
-            indexed_dataset.get_bin_path(unfinished), dtype=indexed_dataset.DType.optimal_dtype(len(tokenizer))
-        )
-        for batch in batched(documents, DOCUMENTS_PER_BATCH):
-            for ids in tokenizer(list(batch), verbose=False)["input_ids"]:
-                if append_eod:
-                    ids = [*ids, tokenizer.eos_token_id]
-                builder.add_document(torch.tensor(ids), [len(ids)])
-                count += 1
-                tokens += len(ids)
-        if count == 0:
-            raise DataError("There is no text: the input holds no document that is not empty.")
-        builder.finalize(indexed_dataset.get_idx_path(unfinished))
-        # An .idx never stands beside a .bin it does not belong to.
-        Path(indexed_dataset.get_idx_path(str(prefix))).unlink(missing_ok=True)
-        os.replace(indexed_dataset.get_bin_path(unfinished), indexed_dataset.get_bin_path(str(prefix)))
-        os.replace(indexed_dataset.get_idx_path(unfinished), indexed_dataset.get_idx_path(str(prefix)))
-    finally:
-        for path in (indexed_dataset.get_bin_path(unfinished), indexed_dataset.get_idx_path(unfinished)):
-            Path(path).unlink(missing_ok=True)
-    return Dataset(prefix, count, tokens)
-
-
-def _import_indexed_dataset():
-    """Upstream's module, without the warnings of everything that comes with it: nothing of that is used here."""
-    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # "No CUDA runtime is found"
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        from megatron.core.datasets import indexed_dataset
-    return indexed_dataset
-
-
-def main(arguments: list[str] | None = None) -> None:
-    """The command; see the module's docstring."""
-    parser = argparse.ArgumentParser(description="Turn .jsonl text into Megatron's .bin/.idx files.")
-    parser.add_argument("--input", type=Path, nargs="+", required=True, help=".jsonl files")
-    parser.add_argument("--output-prefix", type=Path, required=True, help="up to _KEY_document.bin")
-    parser.add_argument("--tokenizer-name-or-path", type=Path, required=True, help="a local folder")
-    parser.add_argument("--json-keys", nargs="+", default=["text"], help="one dataset for each")
-    parser.add_argument("--append-eod", action="store_true", help="end each document with its token")
-    options = parser.parse_args(arguments)
-    try:
-        tokenizer = load_tokenizer(options.tokenizer_name_or_path)
-        for key in options.json_keys:
-            documents = (text for path in options.input for text in read_documents(path, key))
-            prefix = options.output_prefix.with_name(f"{options.output_prefix.name}_{key}_document")
-            dataset = write_dataset(documents, tokenizer, prefix, options.append_eod)
-            print(f"{dataset.prefix}: {dataset.documents} documents, {dataset.tokens} tokens")
+        _report(_run(options))
     except DataError as error:
-        sys.exit(f"preprocess_data: {error}")
+        print(f"preprocess_data: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        kept = unfinished_folder(options.output_prefix)
+        end = f"The same command goes on from {kept}." if kept.is_dir() else "It had done too little to keep."
+        print(f"\npreprocess_data: interrupted. {end}", file=sys.stderr)
+        return INTERRUPTED
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+    return 0
+
+
+def _run(options: argparse.Namespace) -> Summary:
+    sources = find_sources(options.input, options.input_format)
+    tokenizer = load_tokenizer(options.tokenizer, options.tokenizer_type, not options.tokenizer_not_use_fast)
+    handler_options = HandlerOptions(
+        json_keys=tuple(options.json_keys),
+        append_eod=options.append_eod,
+        seq_length=options.seq_length,
+    )
+    handler = create_handler(options.handler_name, tokenizer, handler_options)
+    settings = {
+        "ascend_patch": __version__,
+        "--handler-name": options.handler_name,
+        "--tokenizer-type": options.tokenizer_type,
+        "the tokenizer's files": fingerprint(options.tokenizer),
+        **{f"--{name.replace('_', '-')}": value for name, value in vars(handler_options).items()},
+    }
+    return preprocess(
+        sources,
+        handler,
+        options.output_prefix,
+        settings,
+        workers=options.workers,
+        split=options.txt_split,
+        longest=options.max_record_mib << 20,
+        skip_bad=options.on_error == "skip",
+        log_interval=options.log_interval,
+        restart=options.restart,
+    )
+
+
+def _report(summary: Summary) -> None:
+    for dataset in summary.datasets:
+        print(f"{dataset.prefix}: {dataset.documents} documents, {dataset.tokens} tokens")
+    if summary.skipped:
+        print(f"{summary.skipped} of {summary.records} records left out: they could not be used")
+    for note, count in summary.notes.items():
+        print(f"{count} {note}")
+
+
+def _interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="preprocess_data",
+        description="Turn text and instructions into Megatron's .bin/.idx files.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    group = parser.add_argument_group("input")
+    group.add_argument("--input", nargs="+", required=True, help="files, patterns in quotes, or - for standard input")
+    group.add_argument("--input-format", type=Format, choices=list(Format), help="if the names do not tell it")
+    group.add_argument("--json-keys", nargs="+", default=["text"], help="keys of the text; one dataset for each")
+    group.add_argument(
+        "--txt-split", type=TxtSplit, choices=list(TxtSplit), default=TxtSplit.LINE, help="a document of a .txt file"
+    )
+    group.add_argument("--on-error", choices=("fail", "skip"), default="fail", help="a record that cannot be used")
+    group.add_argument("--max-record-mib", type=_positive, default=256, help="a longer record cannot be used")
+
+    group = parser.add_argument_group("tokens")
+    group.add_argument(
+        "--tokenizer-type", choices=TOKENIZER_TYPES, default=HUGGING_FACE[0], help="upstream's names too"
+    )
+    group.add_argument(
+        "--tokenizer-name-or-path", "--tokenizer-model", dest="tokenizer", type=Path, required=True, help="local"
+    )
+    group.add_argument(
+        "--tokenizer-not-use-fast", "--tokenizer-hf-no-use-fast", action="store_true", help="where there are both"
+    )
+    group.add_argument("--handler-name", choices=tuple(HANDLERS), default=DEFAULT_HANDLER, help="what a record is")
+    group.add_argument("--append-eod", action="store_true", help="end each document with its token")
+    group.add_argument("--seq-length", type=_positive, help="of the samples, for handlers of instructions")
+
+    group = parser.add_argument_group("output")
+    group.add_argument("--output-prefix", type=Path, required=True, help="up to _KEY_document.bin")
+    group.add_argument("--restart", action="store_true", help="throw an interrupted run of other settings away")
+
+    group = parser.add_argument_group("work")
+    group.add_argument("--workers", type=_positive, default=len(os.sched_getaffinity(0)), help="processes")
+    group.add_argument("--log-interval", type=_positive, default=1000, help="documents a line, without a terminal")
+    return parser
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{value} is not a positive whole number")
+    return value
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

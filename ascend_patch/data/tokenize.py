@@ -1,7 +1,7 @@
 """Tokenizers as data preparation needs them: many texts at once, the ids of upstream's own wrappers."""
 
+import hashlib
 import logging
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -94,6 +94,16 @@ def load_tokenizer(path: Path, kind: str = HUGGING_FACE[0], use_fast: bool = Tru
     raise DataError(f"--tokenizer-type {kind}: there is no such type. There are {', '.join(TOKENIZER_TYPES)}.")
 
 
+def fingerprint(path: Path) -> str:
+    """A hash of a tokenizer's files: what decides about the ids."""
+    names = ("*token*", "vocab*", "merges*", "tekken*", "config.json")
+    files = [path] if path.is_file() else sorted({file for name in names for file in path.glob(name)})
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(file.name.encode() + b"\0" + hashlib.sha256(file.read_bytes()).digest())
+    return digest.hexdigest()
+
+
 class HuggingFaceTokenizer:
     """A tokenizer of transformers: the ids and the end-of-document id of upstream's HuggingFaceTokenizer.
 
@@ -109,8 +119,6 @@ class HuggingFaceTokenizer:
         # Without a vocabulary transformers would return an almost empty tokenizer without a word.
         if not any((folder / name).is_file() for name in VOCABULARIES):
             raise DataError(f"{folder} is no tokenizer folder: it holds none of {', '.join(VOCABULARIES)}.")
-        # Worker processes are the parallelism here, and threads would not survive the fork that makes them.
-        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
         from transformers import AutoTokenizer
 
         try:
