@@ -17,6 +17,7 @@ from ascend_patch.checkpoint.partition import (
     Block,
     Parameter,
     Shard,
+    Split,
     dense_shards,
     expert_parameters,
     expert_shards,
@@ -105,8 +106,7 @@ def _parameters(shape: ModelShape, padded_vocab: int) -> Iterator[Parameter]:
 
 
 def _ranks(shape: ModelShape, layout: Layout, padded_vocab: int) -> Iterator[list[Shard]]:
-    """What is in the file of each rank: of each part of the model, the first rank that holds it writes it."""
-    tied = {"output_layer.weight"} if shape.tied else set()
+    """What is in the file of each rank: of what several ranks hold, the first writes it."""
     experts = layout.expert * layout.expert_tensor if shape.num_experts else 0
     for pipeline in range(layout.pipeline):
         stages = [chunk * layout.pipeline + pipeline for chunk in range(layout.virtual)]
@@ -115,10 +115,15 @@ def _ranks(shape: ModelShape, layout: Layout, padded_vocab: int) -> Iterator[lis
             for stage in stages:
                 if rank < layout.tensor:
                     dense = dense_shards(shape, layout, padded_vocab, stage, rank)
-                    found += (shard for shard in dense if shard.parameter.name not in tied)
+                    found += (shard for shard in dense if _writes(rank, shard.parameter, shape))
                 if rank < experts:
                     found += expert_shards(shape, layout, stage, *divmod(rank, layout.expert_tensor))
             yield found
+
+
+def _writes(rank: int, parameter: Parameter, shape: ModelShape) -> bool:
+    copy = shape.tied and parameter.name == "output_layer.weight"
+    return not copy and (rank == 0 or parameter.split is not Split.NOTHING)
 
 
 def _stored(shard: Shard, shape: ModelShape, dtype: torch.dtype) -> Iterator[torch_dist.Shard]:
