@@ -127,6 +127,8 @@ def _plan(options: Options, progress: Progress) -> Work:
         f"{source.folder}: {'Mixtral' if experts else 'Mistral'}, {shape.num_layers} layers, {experts}"
         f"{len(source.pieces)} tensors, {_name(source.dtype)}."
     )
+    if source.fill:
+        progress.say(f"The vocabulary has {source.shape.vocab_size} tokens; the rows after them are padding.")
     make = _to_megatron if options.saves == "megatron" else _to_huggingface
     return make(options, source, shape, dtype, files)
 
