@@ -133,7 +133,7 @@ class _Archive:
         self._stream = io.BufferedReader(window)
         try:
             self._records = {record.filename: record for record in zipfile.ZipFile(self._stream).infolist()}
-        except (zipfile.BadZipFile, ValueError, NotImplementedError, struct.error) as error:
+        except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, struct.error) as error:
             raise CheckpointError(
                 f"{file} is no zip archive ({error}). It is truncated, or was written by a PyTorch before 1.6."
             ) from error
@@ -165,7 +165,7 @@ class _Archive:
     def _place(self, name: str) -> tuple[int, int]:
         """Offset in the archive and size of a record. Its checksum may be missing: PyTorch can be told to skip it."""
         record = self._records.get(self._prefix + name)
-        if record is None:
+        if record is None or record.header_offset < 0:
             raise CheckpointError(f"{self._file} has no record {name}: it is damaged.")
         if record.compress_type != zipfile.ZIP_STORED:
             raise CheckpointError(f"{self._file}: its record {name} is compressed, which torch.save never does.")
