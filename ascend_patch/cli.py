@@ -1,4 +1,6 @@
-"""`ascend-patch`: what is patched and why, whether upstream has drifted, what is wrong with this machine."""
+"""`ascend-patch`: what is patched and why, whether upstream has drifted, what is wrong with this machine,
+and whether two runs agree.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +10,7 @@ import sys
 from collections.abc import Sequence
 
 from ascend_patch import __version__
-from ascend_patch.commands import contract, doctor, drift, explain, operators, status
+from ascend_patch.commands import compare, contract, doctor, drift, explain, operators, status
 from ascend_patch.engine.errors import AscendPatchError
 
 _COMMANDS = {
@@ -17,6 +19,7 @@ _COMMANDS = {
     "drift": drift,
     "operators": operators,
     "doctor": doctor,
+    "compare": compare,
     "contract": contract,
 }
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from ascend_patch.commands import contract, doctor, drift, explain, operators, status
+from ascend_patch.commands import compare, contract, doctor, drift, explain, operators, status
 from ascend_patch.config import Config
 from ascend_patch.features import PATCHES
 from ascend_patch.ops.registry import OPERATORS
@@ -32,6 +32,7 @@ COMMANDS = {
     "drift": drift,
     "operators": operators,
     "doctor": doctor,
+    "compare": compare,
     "contract": contract,
 }
 #: What commands make: not in a fresh clone.

@@ -2,5 +2,5 @@
 
 Fetches real text and the real tokenizer (:mod:`~tools.train.corpus`), runs
 examples/mixtral/pretrain_mixtral_tiny.sh (:mod:`~tools.train.launch`), follows Megatron's log
-(:mod:`~tools.train.megatron_log`) and reports under runs/.
+(:mod:`ascend_patch.runs.megatron_log`) and reports under runs/.
 """

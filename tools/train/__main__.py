@@ -13,12 +13,12 @@ from pathlib import Path
 
 from rich.console import Console
 
+from ascend_patch.runs.megatron_log import History, Iteration, Validation
 from tools.preprocess_data import DataError
 from tools.train import figure, summary
 from tools.train.corpus import prepare_dataset, prepare_tokenizer
 from tools.train.failure import find_failure
 from tools.train.launch import run_and_follow
-from tools.train.megatron_log import History, Iteration, Validation
 from tools.train.progress import TrainingProgress
 from tools.train.settings import ROOT, SCRIPT, Command, Settings, SettingsError
 from tools.train.tokenizer import write_file

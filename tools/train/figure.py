@@ -1,11 +1,10 @@
 """Draws what a training did: runs/<name>/loss.png."""
 
-import os
 from pathlib import Path
 
-from tools.train.megatron_log import History
+from ascend_patch.runs.figure import STYLE, save
+from ascend_patch.runs.megatron_log import History
 
-INK, GRID = "#30343b", "#e4e7eb"
 TRAIN, VALIDATION, AUXILIARY, GRADIENT, RATE = "#3566b8", "#d1495b", "#3b8c66", "#8a5fb0", "#c58b1b"
 
 
@@ -17,19 +16,7 @@ def draw(history: History, title: str, path: Path) -> None:
     import matplotlib.pyplot as plt
     from matplotlib.ticker import MaxNLocator
 
-    style = {
-        "font.size": 9,
-        "axes.edgecolor": INK,
-        "axes.labelcolor": INK,
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "axes.grid": True,
-        "grid.color": GRID,
-        "text.color": INK,
-        "xtick.color": INK,
-        "ytick.color": INK,
-    }
-    with plt.rc_context(style):
+    with plt.rc_context(STYLE):
         figure, axes = plt.subplot_mosaic(
             [["loss"] * 3, ["loss"] * 3, ["auxiliary", "gradient", "rate"]],
             figsize=(9, 6.5),
@@ -65,7 +52,5 @@ def draw(history: History, title: str, path: Path) -> None:
             axes[name].xaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
         axes["rate"].ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
 
-        unfinished = path.with_name(f"unfinished.{os.getpid()}.{path.name}")
-        figure.savefig(unfinished, dpi=150)
+        save(figure, path)
         plt.close(figure)
-    os.replace(unfinished, path)

@@ -7,7 +7,7 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
-from tools.train.megatron_log import Iteration, Validation
+from ascend_patch.runs.megatron_log import Iteration, Validation
 
 RECENT = 10  # iterations that count for the speed shown
 

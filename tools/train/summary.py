@@ -8,8 +8,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from ascend_patch.runs.megatron_log import History
 from tools.train.gemm import Mixtral, gemm_rate
-from tools.train.megatron_log import History
 from tools.train.settings import Command
 
 VOCAB_SIZE = 32000  # of the tokenizer that tools.train.corpus prepares

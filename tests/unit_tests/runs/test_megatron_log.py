@@ -1,10 +1,11 @@
-"""The log parser, on lines as upstream 0.17 to 0.19 print them."""
+"""The log parser, on lines as upstream prints them."""
 
 import math
 
 import pytest
 
-from tools.train.megatron_log import History, Iteration, Memory, Validation, parse_line
+from ascend_patch.runs.megatron_log import History, Iteration, Memory, Validation, parse_line
+from tests.unit_tests.runs.logs import LOGS, header
 
 ITERATION = (
     " [2026-01-02 10:10:11.279882] iteration        4/       6 | consumed samples:           64 | "
@@ -110,3 +111,57 @@ def test_the_final_evaluation_counts_only_where_there_was_none_in_training():
 
 def test_a_quantity_that_was_never_logged_is_empty():
     assert History.of([ITERATION]).series("num zeros") == ([], [])
+
+
+def test_a_line_that_was_cut_off_gives_no_digits_that_may_be_missing():
+    for end in range(ITERATION.index("lm loss"), len(ITERATION)):
+        record = parse_line(ITERATION[:end])
+        assert isinstance(record, Iteration)
+        whole = parse_line(ITERATION).quantities
+        assert {name: whole[name] for name in record.quantities} == record.quantities
+        assert record.is_complete == (end >= len(ITERATION.rstrip()))
+
+
+def test_a_line_behind_and_before_the_text_of_other_ranks():
+    other = "Number of parameters in transformer block in billions:  0.00"
+    assert parse_line(other + ITERATION) == parse_line(ITERATION)
+    assert parse_line(other + ITERATION + "WARNING: | other: 1.0 text").quantities == parse_line(ITERATION).quantities
+
+
+@pytest.mark.parametrize(
+    ("stamp", "keeps_first"),
+    [("[2026-01-02 10:10:11.279882] ", True), ("[2025-06-02 10:10:11] ", False), ("", False)],
+)
+def test_the_time_tells_releases_that_keep_the_first_iteration(stamp, keeps_first):
+    line = ITERATION.replace("[2026-01-02 10:10:11.279882] ", stamp)
+    assert parse_line(line).keeps_first is keeps_first
+    assert parse_line(line).loss == 9.709315
+
+
+def test_processes_of_real_logs():
+    history = History.of((LOGS / "resumed.log").open())
+    assert [process.loaded for process in history.processes] == [0, 8]
+    assert [process.lines[0].iteration for process in history.processes] == [1, 9]
+    assert history.repeated == {9, 10, 11}
+    assert history.arguments["train_iters"] == "16" and history.arguments["seq_length"] == "128"
+
+
+def test_a_process_that_ended_before_it_trained_is_none():
+    lines = [*header(8), *header(), iteration_line(1, 9.0)]
+    (process,) = History.of(lines).processes
+    assert process.loaded is None and process.starts_here
+
+
+def test_going_back_is_a_start_and_going_on_is_none():
+    lines = [iteration_line(i, 9.0) for i in (5, 6, 8, 9)] + [iteration_line(i, 8.0) for i in (7, 8)]
+    first, second = History.of(lines).processes
+    assert not first.starts_here and second.starts_here
+    assert [line.iteration for line in second.lines] == [7, 8]
+
+
+def test_a_line_that_is_there_twice_is_no_restart():
+    lines = [iteration_line(i, 9.0 - i) for i in (1, 2, 3)]
+    history = History.of([line for line in lines for _ in range(2)])
+    assert len(history.processes) == 1 and not history.repeated
+    history = History.of([*lines, *lines])
+    assert len(history.processes) == 1 and not history.repeated
