@@ -56,7 +56,7 @@ class Record:
             self.state = state
 
     def __repr__(self) -> str:
-        return f"<{type(self).__module__}.{type(self).__name__} {self.__dict__}>"
+        return f"<{type(self).__module__}.{type(self).__name__}>"
 
 
 _PLAIN: dict[str, Any] = {

@@ -148,11 +148,11 @@ class DistCheckpoint:
 
     def _read(self, key: str, offsets: Offsets | None) -> Any:
         info = self._places.get((key, offsets))
-        path, *bounds = (getattr(info, name, None) for name in ("relative_path", "offset", "length"))
+        path, start, length = (getattr(info, name, None) for name in ("relative_path", "offset", "length"))
         if (
-            not isinstance(path, str)
+            not (isinstance(path, str) and isinstance(start, int) and isinstance(length, int))
             or Path(path).name != path
-            or not all(type(bound) is int and bound >= 0 for bound in bounds)
+            or min(start, length) < 0
         ):
             raise CheckpointError(
                 f"{self._file} does not say in which file of its folder {key} at {offsets} is: it is damaged."
@@ -163,7 +163,7 @@ class DistCheckpoint:
                 f"checkpoint without compression."
             )
         try:
-            return torch_file.read(self.folder / path, start=bounds[0], length=bounds[1], trust=self._trust)
+            return torch_file.read(self.folder / path, start=start, length=length, trust=self._trust)
         except CheckpointError as error:
             raise CheckpointError(f"{key}: {error}") from error
 

@@ -191,7 +191,7 @@ class _Archive:
     def _tensor(
         self, storage: _Storage, first: int, shape: tuple, stride: tuple, *_rest: Any
     ) -> StoredTensor | Strided:
-        return self._typed_tensor(storage, first, shape, stride, False, None, storage.dtype)
+        return self._typed_tensor(storage, first, shape, stride, None, None, storage.dtype)
 
     def _typed_tensor(
         self,
@@ -205,13 +205,16 @@ class _Archive:
         *_rest: Any,
     ) -> StoredTensor | Strided:
         shape, stride = tuple(shape), tuple(stride)
+        natural = all(isinstance(number, int) and number >= 0 for number in (first, *shape))
+        if not natural or not isinstance(dtype, torch.dtype) or not isinstance(storage, _Storage):
+            raise CheckpointError(f"{self._file} has a tensor of dtype {dtype!r} and shape {shape!r}: it is damaged.")
         expected = 1
         for size, step in zip(reversed(shape), reversed(stride), strict=True):
             if size != 1 and step != expected and 0 not in shape:
                 return Strided(shape, stride)
             expected *= size
         tensor = StoredTensor(self._file, storage.offset + first * dtype.itemsize, shape, dtype)
-        if first < 0 or min(shape, default=0) < 0 or first * dtype.itemsize + tensor.nbytes > storage.nbytes:
+        if first * dtype.itemsize + tensor.nbytes > storage.nbytes:
             raise CheckpointError(
                 f"{self._file}: a {dtype} tensor of shape {shape} is not inside of its storage of {storage.nbytes} "
                 f"bytes at byte {storage.offset}: it is damaged."

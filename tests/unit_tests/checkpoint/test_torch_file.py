@@ -235,9 +235,23 @@ def test_archives_that_torch_did_not_write(change: dict, compression: int, messa
 
 def test_a_tensor_larger_than_its_storage(saved: Path) -> None:
     replace(saved, b"K\x03K\x04\x86", b"K\x04K\x04\x86")
-    with pytest.raises(
-        CheckpointError, match=r"float32 tensor of shape \(4, 4\) is not inside of its storage of 48 bytes"
-    ):
+    message = r"float32 tensor of shape \(4, 4\) is not inside of its storage of 48 bytes"
+    with pytest.raises(CheckpointError, match=message):
+        torch_file.read(saved)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        (b"K\x03K\x04\x86", b"K\x03\x89N\x86"),
+        (b"QK\x00K\x03", b"QNNK\x03"),
+        (b"ctorch\nFloatStorage", b"cmegatron\nxxStorage"),
+    ],
+    ids=["shape", "offset", "dtype"],
+)
+def test_a_tensor_with_other_things_than_numbers(old: bytes, new: bytes, saved: Path) -> None:
+    replace(saved, old, new)
+    with pytest.raises(CheckpointError, match=r"model\.pt.* damaged"):
         torch_file.read(saved)
 
 
