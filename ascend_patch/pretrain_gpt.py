@@ -1,9 +1,9 @@
 """The bundled entry: pretrain a GPT-style model with upstream's training loop from the ``megatron-core`` wheel.
 
 The wheel carries ``megatron.training`` (from 0.17 on) but no script. This one takes the same arguments as
-upstream's ``pretrain_gpt.py`` and does what Mixtral and Mistral need; a Megatron-LM checkout has the rest
-(SFT, FIM, multi-token prediction, distillation). Run it with ``python -m ascend_patch.run`` or torchrun's
-``-m ascend_patch.run``.
+upstream's ``pretrain_gpt.py`` and does what Mixtral and Mistral need, instruction data included; a Megatron-LM
+checkout has the rest (FIM, multi-token prediction, distillation). Run it with ``python -m ascend_patch.run`` or
+torchrun's ``-m ascend_patch.run``.
 
 Every rank reads its own copy of each micro batch, so that no release-dependent broadcast is needed.
 """
@@ -19,8 +19,10 @@ from megatron.core.models.gpt.gpt_layer_specs import get_gpt_decoder_block_spec
 from megatron.core.tokenizers.utils.build_tokenizer import build_tokenizer
 from megatron.training import get_args
 from megatron.training.arguments import core_transformer_config_from_args
+from megatron.training.datasets.sft_dataset import SFTDataset
 from megatron.training.utils import get_blend_and_blend_per_split
 
+from ascend_patch.compat.packing import packed_seq_params
 from ascend_patch.compat.training import pretrain
 from ascend_patch.engine.errors import AscendPatchError
 
@@ -75,7 +77,7 @@ def train_valid_test_datasets_provider(num_samples: list[int], vp_stage: int | N
         num_dataset_builder_threads=args.num_dataset_builder_threads,
         mid_level_dataset_surplus=args.mid_level_dataset_surplus,
     )
-    dataset = MockGPTDataset if args.mock_data else GPTDataset
+    dataset = SFTDataset if args.sft else MockGPTDataset if args.mock_data else GPTDataset
     return BlendedMegatronDatasetBuilder(dataset, num_samples, lambda: True, config).build()
 
 
@@ -94,7 +96,14 @@ def loss_func(loss_mask: torch.Tensor, losses: torch.Tensor) -> tuple[torch.Tens
 def forward_step(data_iterator: Iterator, model: torch.nn.Module) -> tuple:
     """Forward one micro batch; returns per-token losses and what turns them into a loss."""
     batch = {name: tensor.cuda(non_blocking=True) for name, tensor in next(data_iterator).items()}
-    losses = model(batch["tokens"], batch["position_ids"], batch.get("attention_mask"), labels=batch["labels"])
+    packing = packed_seq_params(batch)
+    losses = model(
+        batch["tokens"],
+        batch["position_ids"],
+        batch.get("attention_mask"),
+        labels=batch["labels"],
+        packed_seq_params=packing,
+    )
     return losses, partial(loss_func, batch["loss_mask"])
 
 
@@ -104,7 +113,6 @@ def check_arguments(args) -> None:
         flag
         for flag, is_used in {
             "--context-parallel-size": args.context_parallel_size > 1,
-            "--sft": args.sft,
             "--mtp-num-layers": args.mtp_num_layers,
             "--spec": args.spec,
             "--fim-data": args.fim_data,

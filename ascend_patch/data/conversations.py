@@ -50,15 +50,18 @@ def from_instruction(record: Mapping[str, Any]) -> Conversation:
 
     The input follows the instruction on a line of its own.
     """
-    messages = [("system", _text(record, "system", optional=True))]
+    messages = [("system", _optional(record, "system"))]
     history = record.get("history") or []
     if not isinstance(history, list) or not all(isinstance(turn, list) and len(turn) == 2 for turn in history):
         raise DataError("'history' is not a list of [question, answer] pairs.")
-    for number, turn in enumerate(history, start=1):
-        pair = {f"history, turn {number}, question": turn[0], f"history, turn {number}, answer": turn[1]}
-        messages += zip(("user", "assistant"), [_text(pair, key) for key in pair], strict=True)
-    question = "\n".join(filter(None, (_text(record, "instruction"), _text(record, "input", optional=True))))
-    return _conversation([*messages, ("user", question), ("assistant", _text(record, "output"))])
+    for number, (question, answer) in enumerate(history, start=1):
+        where = f"'history', turn {number}"
+        messages += [
+            ("user", _text(question, f"{where}, the question")),
+            ("assistant", _text(answer, f"{where}, the answer")),
+        ]
+    question = "\n".join(filter(None, (_required(record, "instruction"), _optional(record, "input"))))
+    return _conversation([*messages, ("user", question), ("assistant", _required(record, "output"))])
 
 
 def from_sharegpt(record: Mapping[str, Any]) -> Conversation:
@@ -94,7 +97,7 @@ def _from_list(record: Mapping[str, Any], key: str, role_key: str, text_key: str
     entries = record.get(key)
     if not isinstance(entries, list):
         raise DataError(f"{key!r} is not a list of messages; the record's keys are {_names(record)}.")
-    messages = [("system", _text(record, "system", optional=True))]
+    messages = [("system", _optional(record, "system"))]
     for number, entry in enumerate(entries, start=1):
         where = f"{key!r}, message {number}"
         if not isinstance(entry, Mapping) or role_key not in entry:
@@ -106,7 +109,7 @@ def _from_list(record: Mapping[str, Any], key: str, role_key: str, text_key: str
             )
         if entry.get("tool_calls"):
             raise DataError(f"{where} calls tools, which no template here knows.")
-        messages.append((role, _text({where: _joined(entry.get(text_key))}, where)))
+        messages.append((role, _text(_joined(entry.get(text_key)), where)))
     return _conversation(messages)
 
 
@@ -132,21 +135,27 @@ def _conversation(messages: Iterable[tuple[str, str]]) -> Conversation:
     return Conversation(turns, system)
 
 
-def _text(record: Mapping[str, Any], key: str, optional: bool = False) -> str:
-    """The text under ``key``, as it is. "" only if it is optional."""
-    value = record.get(key)
-    if optional and value in (None, ""):
-        return ""
+def _required(record: Mapping[str, Any], key: str) -> str:
+    if key not in record:
+        raise DataError(f"{key!r} is missing; the record's keys are {_names(record)}.")
+    return _text(record[key], repr(key))
+
+
+def _optional(record: Mapping[str, Any], key: str) -> str:
+    return _text(record[key], repr(key)) if record.get(key) else ""
+
+
+def _text(value: Any, where: str) -> str:
+    """The text, as it is."""
     if not isinstance(value, str):
-        found = f"holds a {type(value).__name__}, not text" if key in record else f"is missing among {_names(record)}"
-        raise DataError(f"{key!r} {found}.")
-    if not optional and not value.strip():
-        raise DataError(f"{key!r} is empty.")
+        raise DataError(f"{where} holds a {type(value).__name__}, not text.")
+    if not value.strip():
+        raise DataError(f"{where} is empty.")
     try:
         value.encode()
     except UnicodeEncodeError as error:
         raise DataError(
-            f"{key!r} holds half of a surrogate pair (character {error.start}), which is no text."
+            f"{where} holds half of a surrogate pair (character {error.start}), which is no text."
         ) from error
     return value
 

@@ -13,6 +13,7 @@ from ascend_patch.features import (
     experts,
     host_waits,
     inputs,
+    instruction,
     loss,
     norm,
     optimizer,
@@ -45,4 +46,5 @@ PATCHES: tuple[Patch, ...] = (
     *arguments.PATCHES,
     *determinism.PATCHES,
     *inputs.PATCHES,
+    *instruction.PATCHES,
 )

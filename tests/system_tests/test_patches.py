@@ -85,6 +85,10 @@ ROWS = (
         why="these only refuse or explain: one run without all of them",
     ),
     Row(
+        ("instruction.flag", "instruction.dataset"),
+        why="they act on instruction data alone: one run without both (tests/system_tests/test_instruction.py has it)",
+    ),
+    Row(
         ("recompute.without_output",),
         both={"recompute_granularity": "selective", "recompute_modules": ("moe_act", "layernorm")},
         without={"recompute_granularity": False, "recompute_modules": False},
@@ -95,6 +99,7 @@ ROWS = (
 #: Patches of which the wheel cannot run the other side; where they are tested instead.
 ELSEWHERE = {
     "data.compile_helpers": "tests/unit_tests/features/test_platform.py: the wheel has no Makefile to run instead",
+    "instruction.packed_batches": "for the script of 0.17 alone: `make test-checkouts` with such a checkout",
     "moe.router_gemm": "for 0.16 alone, whose wheel has no training loop: `make test-checkouts` with such a checkout",
     "process_groups.hccl_options": "tests/unit_tests/features/test_process_groups.py: for npu alone",
 }
