@@ -72,19 +72,19 @@ def draw(comparison: Comparison, names: Sequence[str], path: Path) -> None:
         figure, axes = plt.subplots(
             len(rows), sharex=True, figsize=(8, 1.25 * sum(rows)), height_ratios=rows, layout="constrained"
         )
+        _draw_both(axes[0], comparison.a, comparison.b, LOSS, names)
+        axes[0].set_ylabel("loss (nats a token)")
+        axes[0].legend(frameon=False)
+        axes[0].set_title(_title(comparison, names), loc="left", fontsize=10, fontweight="bold")
+        _draw_difference(axes[1], by_name[LOSS], names)
+        if has_norms:
+            _draw_both(axes[2], comparison.a, comparison.b, GRAD_NORM, names)
+            axes[2].set_ylabel("gradient norm")
+        _mark_first_beyond(axes, comparison)
+        axes[-1].set_xlabel("iteration")
+        axes[-1].xaxis.set_major_locator(MaxNLocator(integer=True))
+        figure.align_ylabels()
         try:
-            _draw_both(axes[0], comparison.a, comparison.b, LOSS, names)
-            axes[0].set_ylabel("loss (nats a token)")
-            axes[0].legend(frameon=False)
-            axes[0].set_title(_title(comparison, names), loc="left", fontsize=10, fontweight="bold")
-            _draw_difference(axes[1], by_name[LOSS], names)
-            if has_norms:
-                _draw_both(axes[2], comparison.a, comparison.b, GRAD_NORM, names)
-                axes[2].set_ylabel("gradient norm")
-            _mark_first_beyond(axes, comparison)
-            axes[-1].set_xlabel("iteration")
-            axes[-1].xaxis.set_major_locator(MaxNLocator(integer=True))
-            figure.align_ylabels()
             save(figure, path)
         except (OSError, ValueError) as error:  # a folder that is not there; a suffix that matplotlib does not know
             raise RunError(f"{path} cannot be written: {error}. Name a .png file in an existing folder.") from error
@@ -126,14 +126,19 @@ def _draw_difference(axes: Axes, loss: Quantity, names: Sequence[str]) -> None:
     if finite and (limit == 0 or limit > 0.2 * min(finite)):
         limit = max(limit, 1.25 * min(finite))
         last = [pair.a.last for pair in loss.pairs]
-        axes.fill_between(last, [-one for one in allowed], allowed, color=ALLOWED, linewidth=0, label="tolerance")
+        axes.fill_between(last, [-one for one in allowed], allowed, color=ALLOWED, linewidth=0)
     marker = "o" if len(percent) <= _FEW else ""
     axes.plot(*zip(*percent, strict=True), color=DIFFERENCE, linewidth=1.1, marker=marker, markersize=2.5)
     axes.axhline(0, color=INK, linewidth=0.6)
     axes.set_ylim(-(limit or 1), limit or 1)
-    axes.set_ylabel("difference of the loss\n(% of A)".replace("A", names[0]))
-    tolerance = f"tolerance {loss.tolerance}, " if loss.tolerance else ""
-    axes.set_title(f"{tolerance}largest {100 * abs(loss.largest.relative):.2g} %", loc="right", fontsize=8, color=INK)
+    axes.set_ylabel("difference (%)")
+    tolerance = f"; tolerance {loss.tolerance}" if loss.tolerance else ""
+    axes.set_title(
+        f"loss of {names[1]} less that of {names[0]}, in percent of the latter: "
+        f"at most {100 * abs(loss.largest.relative):.2g} %{tolerance}",
+        loc="left",
+        fontsize=8,
+    )
 
 
 def _allowed(loss: Quantity) -> list[float]:
