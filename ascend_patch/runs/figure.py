@@ -75,7 +75,7 @@ def draw(comparison: Comparison, names: Sequence[str], path: Path) -> None:
         _draw_both(axes[0], comparison.a, comparison.b, LOSS, names)
         axes[0].set_ylabel("loss (nats a token)")
         axes[0].legend(frameon=False)
-        axes[0].set_title(_title(comparison, names), loc="left", fontsize=10, fontweight="bold")
+        axes[0].set_title(_title(comparison), loc="left", fontsize=10, fontweight="bold")
         _draw_difference(axes[1], by_name[LOSS], names)
         if has_norms:
             _draw_both(axes[2], comparison.a, comparison.b, GRAD_NORM, names)
@@ -92,12 +92,12 @@ def draw(comparison: Comparison, names: Sequence[str], path: Path) -> None:
             plt.close(figure)
 
 
-def _title(comparison: Comparison, names: Sequence[str]) -> str:
+def _title(comparison: Comparison) -> str:
     beyond = comparison.first_beyond
     pair = beyond.first_beyond if beyond else None
     if beyond is None or pair is None:
-        return f"{names[1]} is within tolerance of {names[0]}"
-    return f"{names[1]} leaves the tolerance around {names[0]} in iteration {pair.a.last}: {beyond.name}"
+        return "Within tolerance"
+    return f"Beyond tolerance first in iteration {pair.a.last}: {beyond.name}"
 
 
 def _draw_both(axes: Axes, a: Run, b: Run, quantity: str, names: Sequence[str]) -> None:

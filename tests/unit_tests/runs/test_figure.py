@@ -39,14 +39,14 @@ def test_both_losses_their_difference_and_both_norms(tmp_path, drawn):
     assert list(loss.lines[0].get_ydata())[1] == pytest.approx(6.490267)  # not the mean 6.543279 that was printed
     assert max(abs(difference.lines[0].get_ydata())) == pytest.approx(0.194, abs=0.002)
     assert [len(line.get_xdata()) for line in norm.lines] == [16, 16]
-    assert loss.get_title(loc="left") == "NPU is within tolerance of GPU"
+    assert loss.get_title(loc="left") == "Within tolerance"
 
 
 def test_the_first_step_beyond_is_marked_in_every_part(tmp_path, drawn):
     comparison = compare(read(LOGS / "cpu.log"), read(LOGS / "npu.log"), {"": Tolerance(0.001), "grad norm": None})
     draw(comparison, ("GPU", "NPU"), tmp_path / "figure.png")
     step = comparison.first_beyond.first_beyond.a.last
-    assert drawn[0].axes[0].get_title(loc="left").startswith(f"NPU leaves the tolerance around GPU in iteration {step}")
+    assert drawn[0].axes[0].get_title(loc="left") == f"Beyond tolerance first in iteration {step}: lm loss"
     for axes in drawn[0].axes:
         assert [step, step] in [list(line.get_xdata()) for line in axes.lines]
 
