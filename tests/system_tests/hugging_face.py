@@ -125,7 +125,7 @@ def megatron_arguments(shape: dict, **changes: object) -> dict:
 
         flags |= {name: False for name in TINY if name.startswith("moe_") or name == "num_experts"}
     if shape["sliding_window"]:
-        flags["window_size"] = (shape["sliding_window"] - 1, 0)
+        flags["window_size"] = f"{shape['sliding_window'] - 1},0"
     return flags | changes
 
 
