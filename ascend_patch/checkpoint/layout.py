@@ -112,14 +112,17 @@ class Layout:
         return tuple(layers // self.virtual for layers in ranks) * self.virtual
 
     def _rank_sizes(self, num_layers: int) -> list[int]:
-        ends = {0: self.first_layers, self.pipeline - 1: self.last_layers}
-        given = {rank: layers for rank, layers in ends.items() if layers is not None}
-        for rank, layers in given.items():
-            name = "last_layers" if rank else "first_layers"
-            if self.pipeline == 1 or not 0 < layers < num_layers:
+        for name in ("first_layers", "last_layers"):
+            layers = getattr(self, name)
+            if layers is not None and (self.pipeline == 1 or not 0 < layers < num_layers):
                 raise _refused(
                     name, layers, f"must be between 1 and {num_layers - 1}, in a pipeline of at least 2 ranks"
                 )
+        ends = {0: self.first_layers, self.pipeline - 1: self.last_layers}
+        given = {rank: layers for rank, layers in ends.items() if layers is not None}
+        if len(given) == self.pipeline and self.virtual > 1:
+            why = "upstream cannot divide 2 ranks with model chunks by it; the first rank's layers say it all: leave it out"
+            raise _refused("last_layers", self.last_layers or 0, why)
         middle, left = self.pipeline - len(given), num_layers - sum(given.values())
         if left < 0 or (left % middle if middle else left):
             rest = "the other " if given else ""

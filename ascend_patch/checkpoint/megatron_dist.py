@@ -54,7 +54,9 @@ def open(folder: Path, *, vocab_size: int | None = None, trust: bool = False) ->
         if faults.fits_shape(key, whole.shape, whole.dtype, full):
             for chunk in stored.chunks(key):
                 _collect(chunk, parsed, len(axes), wanted, assembly)
-    faults.missing(dict.fromkeys(global_keys(parameter)[0] for key, parameter in wanted.items() if key not in seen))
+    stacked = not any(parse_global_key(key).layer is not None for key in stored.tensors)
+    absent = (parameter for key, parameter in wanted.items() if key not in seen)
+    faults.missing(dict.fromkeys(_name(parameter, stacked) for parameter in absent))
     faults.check(folder)
     return assembly.checkpoint(folder)
 
@@ -80,6 +82,12 @@ def create(
                 for block in shard.blocks:
                     assembly.add(next(left), shard.parameter.rectangles(block))
     return assembly.checkpoint(folder, dtype)
+
+
+def _name(parameter: Parameter, stacked: bool) -> str:
+    """A parameter's key, with the number of its layer where layers have keys of their own."""
+    key = global_keys(parameter)[0]
+    return key if stacked else key.replace("decoder.layers.", f"decoder.layers.{parameter.layer}.")
 
 
 def _collect(

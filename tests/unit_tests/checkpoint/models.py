@@ -9,7 +9,8 @@ from collections.abc import Iterator
 import torch
 from hypothesis import strategies as st
 
-from ascend_patch.checkpoint.layout import Layout
+from ascend_patch.checkpoint.keys import Build
+from ascend_patch.checkpoint.layout import Layout, Rank
 from ascend_patch.checkpoint.shape import ModelShape
 
 
@@ -32,8 +33,10 @@ def laid_out(draw: st.DrawFn, dense: bool | None = None) -> tuple[ModelShape, La
     stages, first, last = None, None, None
     match draw(st.sampled_from(("even", "uneven", "explicit"))):
         case "uneven" if pipeline > 1:
-            first, last = (virtual * draw(small) for _ in range(2))
+            first, last = virtual * draw(small), virtual * draw(small)
             layers = first + last + (pipeline - 2) * virtual * draw(small)
+            if pipeline == 2 and virtual > 1:
+                last = None
         case "explicit":
             stages = tuple(draw(st.integers(0, 2)) for _ in range(pipeline * virtual - 1))
             stages = (*stages, draw(small))
@@ -74,7 +77,7 @@ class Reference:
         self.shape, self.layout, self.padded_vocab, self.tensors = shape, layout, padded_vocab, tensors
 
     def layer(self, layer: int, rank: int) -> Iterator[tuple[str, torch.Tensor]]:
-        """Name (with `--transformer-impl local`) and tensor of what tensor rank `rank` holds of a layer but for the experts."""
+        """Name, with `--transformer-impl local`, and tensor of what a rank holds of a layer without its experts."""
         one = {name.removeprefix(f"model.layers.{layer}."): value for name, value in self.tensors.items()}
         size = self.layout.tensor
         yield "input_layernorm.weight", one["input_layernorm.weight"]
@@ -114,3 +117,38 @@ class Reference:
         rows = self.tensors[name]
         padding = torch.zeros(self.padded_vocab - len(rows), rows.shape[1])
         return torch.cat([rows, padding]).chunk(self.layout.tensor)[rank]
+
+
+def state_dict(reference: Reference, rank: Rank, chunk: int, build: Build | None) -> dict[str, torch.Tensor]:
+    """The state dict of a model chunk of a rank, under the names seen in checkpoints that upstream wrote.
+
+    `build` None: experts as `GroupedMLP` had them up to release 0.16, in two tensors.
+    """
+    shape, layout = reference.shape, reference.layout
+    stage, found = chunk * layout.pipeline + rank.pipeline, {}
+    layers = layout.stage_layers(shape.num_layers)[stage]
+    if stage == 0:
+        found |= reference.first(rank.tensor)
+    for number, layer in enumerate(layers):
+        prefix = f"decoder.layers.{number}."
+        for name, value in reference.layer(layer, rank.tensor):
+            if build is None or build.transformer_impl == "transformer_engine":
+                name = name.replace("input_layernorm.weight", "self_attention.linear_qkv.layer_norm_weight")
+                if not shape.num_experts:
+                    name = name.replace("pre_mlp_layernorm.weight", "mlp.linear_fc1.layer_norm_weight")
+            found[prefix + name] = value
+        found[prefix + "self_attention.linear_qkv._extra_state"] = None
+        experts = layout.experts(shape.num_experts, rank.expert)
+        parts = [dict(reference.expert(layer, expert, rank.expert_tensor)) for expert in experts]
+        if build is None and parts:
+            fc1, fc2 = (torch.stack([part[f"linear_fc{n}.weight"].T for part in parts]) for n in (1, 2))
+            found[prefix + "mlp.experts.weight1"] = fc1.reshape(shape.hidden_size, -1)
+            found[prefix + "mlp.experts.weight2"] = fc2.reshape(-1, shape.hidden_size)
+            continue
+        for expert, part in enumerate(parts):
+            for name, value in part.items():
+                name = f"{name}{expert}" if build.moe_grouped_gemm else f"local_experts.{expert}.{name}"
+                found[f"{prefix}mlp.experts.{name}"] = value
+    if stage == len(layout.stage_sizes(shape.num_layers)) - 1:
+        found |= reference.last(rank.tensor)
+    return {name: value if value is None else value.contiguous() for name, value in found.items()}
