@@ -101,8 +101,8 @@ def _read_file(path: Path) -> _Process:
 def _events(path: Path) -> Iterator[tuple[int, float, str, float | str]]:
     """Step, wall-clock time, tag and value; what a killed process left unfinished at the end is passed over."""
     try:
-        from tensorboard.backend.event_processing.event_file_loader import EventFileLoader  # type: ignore[import-untyped]
-        from tensorboard.util.tensor_util import make_ndarray  # type: ignore[import-untyped]
+        from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
+        from tensorboard.util.tensor_util import make_ndarray
     except ImportError as error:
         raise RunError(
             f"{path} can only be read with the tensorboard package ({error}). Install it (pip install tensorboard), "

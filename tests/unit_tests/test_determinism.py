@@ -1,4 +1,4 @@
-"""The environment of deterministic computing, and the call that seeds all, in processes of their own: both are global."""
+"""The environment of deterministic computing, and the call that seeds all, in processes of their own."""
 
 import json
 import subprocess
