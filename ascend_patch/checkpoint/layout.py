@@ -121,7 +121,7 @@ class Layout:
         ends = {0: self.first_layers, self.pipeline - 1: self.last_layers}
         given = {rank: layers for rank, layers in ends.items() if layers is not None}
         if len(given) == self.pipeline and self.virtual > 1:
-            why = "upstream cannot divide 2 ranks with model chunks by it; give only the first rank's layers: leave it out"
+            why = "upstream cannot divide 2 ranks with model chunks by it; name only the first rank's"
             raise _refused("last_layers", self.last_layers or 0, why)
         middle, left = self.pipeline - len(given), num_layers - sum(given.values())
         if left < 0 or (left % middle if middle else left):

@@ -120,7 +120,11 @@ DENSE = ModelShape(8, 64, 96, 8, 4, 8, 100)
         (SHAPE, Layout(1, 2, first_layers=3, last_layers=4), "the other 0 ranks cannot share 1 layers"),
         (SHAPE, Layout(1, 2, first_layers=8), "--target-decoder-first-pipeline-num-layers 8: must be between 1 and 7"),
         (SHAPE, Layout(last_layers=2), "--target-decoder-last-pipeline-num-layers 2: .* a pipeline of at least 2"),
-        (SHAPE, Layout(1, 2, virtual=2, first_layers=4, last_layers=4), "last-pipeline-num-layers 4: .* leave it out"),
+        (
+            SHAPE,
+            Layout(1, 2, virtual=2, first_layers=4, last_layers=4),
+            "last-pipeline-num-layers 4: .* name only the first",
+        ),
         (SHAPE, Layout(1, 2, virtual=3), "the 3 model chunks of a rank cannot share its 4 layers"),
         (SHAPE, Layout(1, 2, stages=(5, 4)), "with 8 layers in all; found stages of 5, 4 layers"),
         (SHAPE, Layout(1, 2, stages=(5, 2, 1)), "needs as many stages"),
