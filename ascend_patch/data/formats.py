@@ -1,6 +1,5 @@
 """Files into chunks of whole records: .jsonl, .json, .parquet, .txt."""
 
-import json
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -10,7 +9,7 @@ from ascend_patch.data.errors import DataError
 from ascend_patch.data.handlers import Record
 from ascend_patch.data.json_values import read_values
 from ascend_patch.data.lines import Readable, TxtSplit, join_documents, read_lines
-from ascend_patch.data.records import Chunk, JsonLines, JsonValues, Rows, TextLines, Texts, Unusable
+from ascend_patch.data.records import Chunk, JsonLines, JsonValues, Rows, TextLines, Texts, Unusable, parse
 from ascend_patch.data.sources import Format, Source
 
 CHUNK_BYTES = 1 << 20
@@ -98,7 +97,7 @@ class _Reader:
         """Elements of an array or single values; or lines, if the first line is an object of its own."""
         head = content.read(CHUNK_BYTES)
         whole = _Chained(head, content)
-        if _is_object(head.lstrip().partition(b"\n")[0]):
+        if not isinstance(parse(head.lstrip().partition(b"\n")[0]), DataError):
             yield from self.jsonl(whole)
             return
         batch, size = list[tuple[int, str]](), 0
@@ -149,10 +148,3 @@ class _Chained:
         """The head whole, then what follows."""
         head, self._head = self._head, b""
         return head or self._rest.read(size)
-
-
-def _is_object(line: bytes) -> bool:
-    try:
-        return isinstance(json.loads(line), dict)
-    except ValueError:
-        return False

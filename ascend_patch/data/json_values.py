@@ -9,7 +9,7 @@ from ascend_patch.data.errors import DataError
 from ascend_patch.data.lines import Readable
 
 _SPACE = re.compile(r"[ \t\r\n]*")
-_LONGEST_ESCAPE = 16  # characters before the end of what has been read in which a value may look wrong, and only be cut
+_LONGEST_PART = 16  # characters, so close to the end of what has been read, that a value may be cut there
 
 
 def read_values(content: Readable, name: str, block_bytes: int, longest: int) -> Iterator[tuple[int, str]]:
@@ -72,15 +72,15 @@ class _Text:
             try:
                 end = self._scan(self._text, self._start)[1]
             except json.JSONDecodeError as error:
-                cut = error.msg.startswith("Unterminated string") or error.pos > len(self._text) - _LONGEST_ESCAPE
+                cut = error.msg.startswith("Unterminated string") or error.pos > len(self._text) - _LONGEST_PART
                 if not cut or not self._more():
                     self._take(max(self._start, min(error.pos, len(self._text))))
                     raise self.error(f"not JSON ({error.msg})") from error
             except (ValueError, RecursionError) as error:
                 raise self.error(f"JSON that cannot be read ({error})") from error
             else:
-                # A number at the end of what has been read may go on.
-                if end < len(self._text) or not self._more():
+                # A number near the end of what has been read may go on.
+                if end < len(self._text) - _LONGEST_PART or not self._more():
                     return self._line, self._take(end)
             if len(self._text) - self._start > self._longest:
                 limit = f"{self._longest >> 20} MiB"

@@ -85,7 +85,7 @@ def preprocess(
                 chunks = chain.from_iterable(read_chunks(source, split, longest) for source in sources)
                 _Run(sources, writer, skip_bad, log_interval).write(chunks, handler, workers)
             state = writer.state
-            return Summary(writer.finish(), state.records, state.skipped, dict(state.notes))
+            return Summary(writer.finish(), state.records, state.skipped, state.notes)
     except OSError as error:
         raise DataError(f"{error.filename or folder} cannot be written: {error.strerror}.") from error
 

@@ -63,7 +63,7 @@ class JsonLines(Chunk):
         """An object a line."""
         for number, line in enumerate(self.data.split(b"\n"), self.first):
             if line and not line.isspace():
-                yield number, _parsed(line)
+                yield number, parse(line)
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ class JsonValues(Chunk):
     def items(self) -> Iterator[Item]:
         """An object a value."""
         for number, value in self.values:
-            yield number, _parsed(value)
+            yield number, parse(value)
 
 
 @dataclass(frozen=True)
@@ -127,18 +127,25 @@ def kind_of(value: Any) -> str:
     return names.get(type(value), "a number" if isinstance(value, int | float) else f"a {type(value).__name__}")
 
 
-def _parsed(value: bytes | str) -> Record | DataError:
+def parse(value: bytes | str) -> Record | DataError:
+    """The record that a JSON text is, or what is wrong with it."""
     try:
         record = json.loads(value.decode("utf-8-sig") if isinstance(value, bytes) else value)
     except UnicodeDecodeError as error:
         return _not_utf8(error)
     except json.JSONDecodeError as error:
-        return DataError(f"not JSON ({error.msg} at column {error.colno}).")
+        return DataError(f"not JSON ({error.msg} at column {error.colno}).{_hint(value)}")
     except (ValueError, RecursionError) as error:  # a number of thousands of digits; thousands of brackets
         return DataError(f"JSON that cannot be read ({error}).")
     if not isinstance(record, dict):
-        return DataError(f"{kind_of(record)}, but a record is a JSON object.")
+        return DataError(f"{kind_of(record)}, but a record is a JSON object.{_hint(value)}")
     return record
+
+
+def _hint(value: bytes | str) -> str:
+    if value.strip()[:1] not in (b"[", "["):
+        return ""
+    return " If the file is one JSON array, name it .json or add --input-format json."
 
 
 def _text(text: bytes, number: int) -> Record | DataError:

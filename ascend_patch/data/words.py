@@ -108,8 +108,10 @@ def _words_of(settings: dict[str, Any]) -> re.Pattern[str] | None:
         return None
     merges = [pair.split(" ") if isinstance(pair, str) else pair for pair in model["merges"]]
     byte_pieces = {f"<0x{value:02X}>" for value in range(256)}
-    if model.get("fuse_unk") and not (model.get("byte_fallback") and byte_pieces <= model["vocab"].keys()):
-        return None  # unknown characters on both sides of a boundary would become one id
+    if not (model.get("byte_fallback") and byte_pieces <= model["vocab"].keys()) and (
+        model.get("fuse_unk") or model.get("unk_token") is None
+    ):
+        return None  # unknown characters at a boundary would become one id, or vanish and let their neighbours meet
     if any(part in byte_pieces for pair in merges for part in pair):
         return None  # bytes of unknown characters would merge
     if any(_may_appear(token) for token in settings["added_tokens"]):

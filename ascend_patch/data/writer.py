@@ -9,7 +9,6 @@ import fcntl
 import json
 import os
 import shutil
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -68,7 +67,7 @@ class State:
     chunks: int = 0
     records: int = 0
     skipped: int = 0
-    notes: Counter[str] = field(default_factory=Counter)
+    notes: dict[str, int] = field(default_factory=dict)
     complete: bool = False
 
     @property
@@ -134,7 +133,8 @@ class DatasetWriter:
         self.state.chunks += 1
         self.state.records += records
         self.state.skipped += skipped
-        self.state.notes.update(encoded.notes)
+        for note, count in encoded.notes.items():
+            self.state.notes[note] = self.state.notes.get(note, 0) + count
 
     def save(self) -> None:
         """Make sure that what was appended outlives this process."""
@@ -255,7 +255,7 @@ def _read_state(folder: Path) -> State | None:
         return None
     content = json.loads(path.read_text())
     columns = {name: Sizes(**sizes) for name, sizes in content.pop("columns").items()}
-    return State(columns=columns, notes=Counter(content.pop("notes")), **content)
+    return State(columns=columns, **content)
 
 
 def _changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> set[str]:
