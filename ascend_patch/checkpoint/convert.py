@@ -110,7 +110,7 @@ def _plan(options: Options, progress: Progress) -> Work:
     """Open the source, and see whether it can become what is asked for."""
     side_files.check_tokenizer(options.tokenizer)
     for folder in (options.load_dir, options.load_dir.parent):
-        if (folder / journal.NAME).exists():
+        if output.is_unfinished(folder):
             raise CheckpointError(f"{folder} is a conversion that was not finished: run its command again.")
     files: Path | None = options.load_dir
     if options.loads == "huggingface":

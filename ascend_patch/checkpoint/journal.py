@@ -109,7 +109,7 @@ class Journal:
             if len(entries) > 1:
                 self.holes = (self._restore(entries[1]["pieces"]), self._restore(entries[1]["fill"]))
             self.written = {entry["tensor"]: entry["sha256"] for entry in entries[2:]}
-        except (ValueError, LookupError, TypeError) as error:
+        except (ValueError, LookupError, TypeError, AttributeError) as error:
             raise CheckpointError(
                 f"{self._folder / NAME} is damaged. Remove {self._folder} and convert again."
             ) from error

@@ -10,9 +10,17 @@ from ascend_patch.checkpoint.errors import CheckpointError
 GB = 1e9
 
 
+_SUFFIX = ".unfinished"
+
+
 def unfinished(folder: Path) -> Path:
     """Where ``folder`` is written before it is renamed to its name."""
-    return folder.with_name(folder.name + ".unfinished")
+    return folder.with_name(folder.name + _SUFFIX)
+
+
+def is_unfinished(folder: Path) -> bool:
+    """Is it the name of a folder that is being written, or whose conversion was interrupted?"""
+    return folder.name.endswith(_SUFFIX)
 
 
 def check_new(folder: Path) -> None:
