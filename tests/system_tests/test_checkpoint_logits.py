@@ -44,6 +44,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Model]:
 EIGHT = {"tensor": 2, "pipeline": 2, "expert": 2}
 DENSE_EIGHT = {"tensor": 2, "pipeline": 2}
 TP2_PP2 = TP2_SP | PP2
+TP4_SP = TP2_SP | {"tensor_model_parallel_size": 4}  # more ranks than v0.3 here has groups
 
 
 @pytest.mark.parametrize("ckpt_format", ["torch", "torch_dist"])
@@ -61,8 +62,17 @@ TP2_PP2 = TP2_SP | PP2
         ("MISTRAL_V01", {}, 1, ONE),
         ("MISTRAL_V01", DENSE_EIGHT, 4, TP2_PP2),
         ("MISTRAL_V03", {"tensor": 2}, 2, TP2_SP),
+        ("MISTRAL_V03", {"tensor": 4}, 4, TP4_SP),
     ],
-    ids=["mixtral-one", "mixtral-tp2-pp2-ep2", "8x22b-tp2-ep2-etp1", "mistral-one", "mistral-tp2-pp2", "v0.3-tp2"],
+    ids=[
+        "mixtral-one",
+        "mixtral-tp2-pp2-ep2",
+        "8x22b-tp2-ep2-etp1",
+        "mistral-one",
+        "mistral-tp2-pp2",
+        "v0.3-tp2",
+        "v0.3-tp4",
+    ],
 )
 def test_upstream_computes_what_transformers_does(
     model: Callable[[str], Model],
