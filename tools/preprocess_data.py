@@ -11,6 +11,11 @@ upstream's ``--split``.
 Input files end in .jsonl, .json (an array, or one object after the other), .parquet or .txt (``--txt-split`` says what
 a document is: a line), each also with .gz or .zst behind. ``-`` is standard input.
 
+``--handler-name GeneralInstructionHandler`` reads instruction, input and output, SharegptStyleInstructionHandler and
+OpenAIStyleInstructionHandler conversations. They write token ids and labels for ``--is-instruction-dataset`` and
+``--sft``; with ``--pack`` a document is as many conversations as fit into ``--seq-length``. ``preprocess_data.py
+inspect PREFIX`` shows what was written.
+
 Nothing is seen half-written: an interrupted run keeps what it has in PREFIX.unfinished, and the same command goes on
 from there.
 """
@@ -24,11 +29,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ascend_patch import __version__
+from ascend_patch.data import inspect
 from ascend_patch.data.errors import DataError
 from ascend_patch.data.handlers import DEFAULT_HANDLER, HANDLERS, HandlerOptions, create_handler
 from ascend_patch.data.lines import TxtSplit
 from ascend_patch.data.preprocess import Summary, preprocess, read_documents, unfinished_folder, write_dataset
 from ascend_patch.data.sources import Format, find_sources
+from ascend_patch.data.templates import TEMPLATES
 from ascend_patch.data.tokenize import HUGGING_FACE, TOKENIZER_TYPES, fingerprint, load_tokenizer
 from ascend_patch.data.writer import Dataset
 
@@ -39,6 +46,9 @@ INTERRUPTED = 130
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; see the module's docstring. Returns the exit status."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if arguments[:1] == ["inspect"]:
+        return _inspect(arguments[1:])
     options = _parser().parse_args(arguments)
     logging.basicConfig(format="preprocess_data: %(message)s")
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the worker processes are the parallelism
@@ -65,6 +75,8 @@ def _run(options: argparse.Namespace) -> Summary:
         json_keys=tuple(options.json_keys),
         append_eod=options.append_eod,
         seq_length=options.seq_length,
+        pack=options.pack,
+        prompt_template=options.prompt_template,
     )
     handler = create_handler(options.handler_name, tokenizer, handler_options)
     settings = {
@@ -86,6 +98,15 @@ def _run(options: argparse.Namespace) -> Summary:
         log_interval=options.log_interval,
         restart=options.restart,
     )
+
+
+def _inspect(arguments: Sequence[str]) -> int:
+    try:
+        inspect.run(arguments)
+    except DataError as error:
+        print(f"preprocess_data: {error}", file=sys.stderr)
+        return 1
+    return 0
 
 
 def _report(summary: Summary) -> None:
@@ -129,7 +150,16 @@ def _parser() -> argparse.ArgumentParser:
     )
     group.add_argument("--handler-name", choices=tuple(HANDLERS), default=DEFAULT_HANDLER, help="what a record is")
     group.add_argument("--append-eod", action="store_true", help="end each document with its token")
-    group.add_argument("--seq-length", type=_positive, help="of the samples, for handlers of instructions")
+
+    group = parser.add_argument_group("instructions")
+    group.add_argument("--seq-length", type=_positive, help="of the samples; longer conversations are cut")
+    group.add_argument("--pack", action="store_true", help="several conversations a document, as --seq-length allows")
+    group.add_argument(
+        "--prompt-template",
+        choices=tuple(TEMPLATES),
+        default="mistral",
+        help="Mistral's and Mixtral's, or the tokenizer's",
+    )
 
     group = parser.add_argument_group("output")
     group.add_argument("--output-prefix", type=Path, required=True, help="up to _KEY_document.bin")

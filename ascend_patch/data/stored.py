@@ -91,10 +91,6 @@ class StoredConversations:
                 lost.append(document)
         return np.setdiff1d(np.arange(len(self)), lost), len(too_long) - len(lost)
 
-    def most_conversations(self) -> int:
-        """In one document."""
-        return int(np.diff(self._ids.document_indices).max(initial=0))
-
     def _sequences(self, document: int) -> range:
         return range(int(self._ids.document_indices[document]), int(self._ids.document_indices[document + 1]))
 

@@ -72,6 +72,8 @@ class MistralTemplate:
 
     def encode(self, conversations: Sequence[Conversation]) -> list[Example]:
         """See :class:`Template`."""
+        if not conversations:
+            return []
         texts = [text for conversation in conversations for text in _parts(conversation)]
         encoded = self._tokenizer(texts, add_special_tokens=False, split_special_tokens=True, verbose=False)
         pieces = iter(encoded["input_ids"])
