@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 
 from ascend_patch import __version__
-from ascend_patch.commands import compare, contract, doctor, drift, explain, operators, status
+from ascend_patch.commands import compare, contract, doctor, drift, explain, operators, status, trace
 from ascend_patch.engine.errors import AscendPatchError
 
 _COMMANDS = {
@@ -20,6 +20,7 @@ _COMMANDS = {
     "operators": operators,
     "doctor": doctor,
     "compare": compare,
+    "trace": trace,
     "contract": contract,
 }
 

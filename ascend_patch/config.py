@@ -5,6 +5,7 @@ here once and shown by ``ascend-patch doctor``.
 """
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -17,6 +18,14 @@ FALSE = frozenset({"", "0", "false", "no", "off"})
 
 def _variable(name: str, meaning: str, **kwargs):
     return field(metadata={"variable": name, "meaning": meaning}, **kwargs)
+
+
+@dataclass(frozen=True)
+class Trace:
+    """What ``ASCEND_PATCH_TRACE`` says: the steps that are recorded, the first is 1, and where."""
+
+    folder: Path
+    steps: frozenset[int] = frozenset({1})
 
 
 @dataclass(frozen=True)
@@ -47,6 +56,11 @@ class Config:
         "raw: instruction data is read from json and the like; empty or idxmap: from prepared files",
         default="",
     )
+    trace: Trace | None = _variable(
+        "ASCEND_PATCH_TRACE",
+        "folder[@steps], such as trace@1,2,10-12: digests of what each module computes in these steps (1)",
+        default=None,
+    )
     quiet: bool = _variable("ASCEND_PATCH_QUIET", "1: no line on standard error at start", default=False)
 
     @classmethod
@@ -74,6 +88,7 @@ class Config:
             report=Path(report) if report else None,
             deterministic=_flag(environ, "ASCEND_PATCH_DETERMINISTIC"),
             dataset_type=_choice(environ, "MP_DATASET_TYPE", ("raw", "idxmap")),
+            trace=_trace(environ, "ASCEND_PATCH_TRACE"),
             quiet=_flag(environ, "ASCEND_PATCH_QUIET"),
         )
 
@@ -109,6 +124,27 @@ def _pairs(environ: Mapping[str, str], name: str) -> dict[str, str]:
             )
         pairs[operator.strip()] = variant.strip()
     return pairs
+
+
+def _trace(environ: Mapping[str, str], name: str) -> Trace | None:
+    value = environ.get(name, "").strip()
+    folder, at, steps = value.rpartition("@")
+    if not value or not at:
+        return Trace(Path(value)) if value else None
+    numbers: set[int] = set()
+    for item in _items(steps):
+        match = re.fullmatch(r"(\d+)(?:-(\d+))?", item)
+        first, last = (int(match[1]), int(match[2] or match[1])) if match else (0, 0)
+        if not 1 <= first <= last:
+            numbers.clear()
+            break
+        numbers.update(range(first, last + 1))
+    if not (folder and numbers):
+        raise AscendPatchError(
+            f"{name}={value!r} is not a folder, or a folder, @ and the steps to record, from 1 on: "
+            "trace, or trace@1,2,10-12."
+        )
+    return Trace(Path(folder), frozenset(numbers))
 
 
 def variable_of_others(name: str, environ: Mapping[str, str] = os.environ) -> str:

@@ -41,6 +41,11 @@ def contribute(name: str, source: Callable[[], Any]) -> None:
     _sources[name] = source
 
 
+def contributed(name: str) -> Any:
+    """What the source of that name says now; None if there is no such source."""
+    return _sources[name]() if name in _sources else None
+
+
 def collect(arguments: Mapping[str, Any], environ: Mapping[str, str] = os.environ) -> dict[str, Any]:
     """The manifest of this process, ready for JSON.
 

@@ -24,6 +24,7 @@ from ascend_patch.features import (
     router,
     spec,
     split_sizes,
+    trace,
 )
 
 #: Every patch, in the order of the catalogue.
@@ -47,4 +48,5 @@ PATCHES: tuple[Patch, ...] = (
     *determinism.PATCHES,
     *inputs.PATCHES,
     *instruction.PATCHES,
+    *trace.PATCHES,
 )

@@ -15,7 +15,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TextIO
 
@@ -39,9 +39,10 @@ class Server:
     Args:
         folder: for the logs of the jobs.
         megatron: folder to put before the installed Megatron.
+        variables: further ones for the environment in which Megatron is imported.
     """
 
-    def __init__(self, folder: Path, megatron: Path | None = None) -> None:
+    def __init__(self, folder: Path, megatron: Path | None = None, variables: Mapping[str, str] | None = None) -> None:
         self._folder = folder
         self._jobs = 0
         self._log = folder / "server.log"
@@ -51,7 +52,11 @@ class Server:
                 cwd=ROOT,
                 # The cpu device shows as many devices as the first import finds ranks.
                 env=environment(
-                    megatron, ASCEND_PATCH="1", ASCEND_PATCH_DEVICE="cpu", LOCAL_WORLD_SIZE=str(MOST_PROCESSES)
+                    megatron,
+                    ASCEND_PATCH="1",
+                    ASCEND_PATCH_DEVICE="cpu",
+                    LOCAL_WORLD_SIZE=str(MOST_PROCESSES),
+                    **(variables or {}),
                 ),
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,

@@ -101,6 +101,7 @@ ELSEWHERE = {
     "data.compile_helpers": "tests/unit_tests/features/test_platform.py: the wheel has no Makefile to run instead",
     "instruction.packed_batches": "for the script of 0.17 alone: `make test-checkouts` with such a checkout",
     "moe.router_gemm": "for 0.16 alone, whose wheel has no training loop: `make test-checkouts` with such a checkout",
+    "trace.train_step": "tests/system_tests/test_trace.py: for traced runs alone",
     "process_groups.hccl_options": "tests/unit_tests/features/test_process_groups.py: for npu alone",
 }
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from ascend_patch import config
-from ascend_patch.config import Config, rank
+from ascend_patch.config import Config, Trace, rank
 from ascend_patch.engine.errors import AscendPatchError
 
 PACKAGE = Path(config.__file__).parent
@@ -28,6 +28,7 @@ def test_everything_set() -> None:
             "ASCEND_PATCH_OPS": "grouped_gemm=reference, attention = torch",
             "ASCEND_PATCH_REPORT": "runs/patches.json",
             "ASCEND_PATCH_DETERMINISTIC": "1",
+            "ASCEND_PATCH_TRACE": "runs/trace@2,4-6",
             "ASCEND_PATCH_QUIET": "on",
             "MP_DATASET_TYPE": "Raw",
         }
@@ -41,6 +42,7 @@ def test_everything_set() -> None:
         report=Path("runs/patches.json"),
         deterministic=True,
         dataset_type="raw",
+        trace=Trace(Path("runs/trace"), frozenset({2, 4, 5, 6})),
         quiet=True,
     )
 
@@ -59,6 +61,10 @@ def test_flags(value: str, enabled: bool) -> None:
         ({"ASCEND_PATCH_DEVCE": "cpu"}, r"ASCEND_PATCH_DEVCE is set, .* ASCEND_PATCH_DEVICE, .* Correct or unset it"),
         ({"ASCEND_PATCH_OPS": "attention"}, r"contains 'attention'. Write operator=variant"),
         ({"ASCEND_PATCH_OPS": "=torch"}, r"contains '=torch'"),
+        ({"ASCEND_PATCH_TRACE": "trace@0"}, r"'trace@0' is not a folder, or a folder, @ and the steps .* from 1 on"),
+        ({"ASCEND_PATCH_TRACE": "trace@1,5-3"}, r"ASCEND_PATCH_TRACE='trace@1,5-3' is not"),
+        ({"ASCEND_PATCH_TRACE": "trace@"}, r"ASCEND_PATCH_TRACE='trace@' is not"),
+        ({"ASCEND_PATCH_TRACE": "@1"}, r"ASCEND_PATCH_TRACE='@1' is not"),
         ({"MP_DATASET_TYPE": "json"}, r"MP_DATASET_TYPE='json' is none of raw, idxmap. Use one of them, or unset it"),
     ],
 )
@@ -78,6 +84,7 @@ def test_variables_are_these() -> None:
         "ASCEND_PATCH_OPS",
         "ASCEND_PATCH_QUIET",
         "ASCEND_PATCH_REPORT",
+        "ASCEND_PATCH_TRACE",
         "MP_DATASET_TYPE",
     }
     assert all(f.metadata["meaning"] for f in fields(Config))
