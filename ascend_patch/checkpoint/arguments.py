@@ -94,7 +94,7 @@ def read(args: argparse.Namespace, where: str, *, vocab_size: int | None = None)
         layout.check(shape)
     except AttributeError as error:
         raise CheckpointError(f"{where} lacks {error.name}: was it written by Megatron-LM?") from error
-    except CheckpointError as error:
+    except (CheckpointError, TypeError, ValueError) as error:
         raise CheckpointError(f"{where}: {error}") from error
     return Arguments(shape, layout, padded)
 

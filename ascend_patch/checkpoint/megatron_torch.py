@@ -45,7 +45,10 @@ def open(folder: Path, *, vocab_size: int | None = None, trust: bool = False) ->
         state = _read(present[name], trust)
         for chunk in range(read.layout.virtual):
             key = _model_key(read.layout, chunk)
-            _collect(state.get(key) or {}, f"{name}/{FILE}: {key}", read, rank, chunk, assembly, faults)
+            model = state.get(key)
+            _collect(
+                model if isinstance(model, dict) else {}, f"{name}/{FILE}: {key}", read, rank, chunk, assembly, faults
+            )
     faults.check(folder)
     return assembly.checkpoint(folder)
 

@@ -56,14 +56,17 @@ class ModelShape:
     def __post_init__(self) -> None:
         sizes = ("num_layers", "hidden_size", "ffn_hidden_size", "num_attention_heads", "num_query_groups", "head_dim")
         for name in (*sizes, "vocab_size", "max_position_embeddings"):
-            if getattr(self, name) < 1:
-                raise CheckpointError(f"{name} is {getattr(self, name)}, but must be at least 1.")
+            _whole(name, getattr(self, name), 1)
         if self.num_attention_heads % self.num_query_groups:
             raise CheckpointError(
                 f"{self.num_attention_heads} attention heads cannot share {self.num_query_groups} key and value heads: "
                 f"the first number must be a multiple of the second."
             )
-        if not 0 <= self.topk <= self.num_experts or bool(self.topk) != bool(self.num_experts):
+        _whole("num_experts", self.num_experts, 0)
+        _whole("topk", self.topk, 0)
+        if self.sliding_window is not None:
+            _whole("sliding_window", self.sliding_window, 1)
+        if self.topk > self.num_experts or bool(self.topk) != bool(self.num_experts):
             raise CheckpointError(f"A token cannot go to {self.topk} of {self.num_experts} experts.")
 
     def tensors(self) -> dict[str, tuple[int, ...]]:
@@ -120,14 +123,17 @@ class ModelShape:
         if (activation := config.get("hidden_act", "silu")) != "silu":
             raise CheckpointError(f"{where} has hidden_act {activation!r}; of Mixtral and Mistral it is 'silu'.")
         numbers = {name: config[key] for name, key in keys.items()}
-        return cls(
-            **numbers,
-            head_dim=config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"],
-            rotary_base=_rotary_base(config, where),
-            max_position_embeddings=config.get("max_position_embeddings", 4096 * 32),
-            sliding_window=config.get("sliding_window", None if moe else 4096),
-            tied=config.get("tie_word_embeddings", False),
-        )
+        try:
+            return cls(
+                **numbers,
+                head_dim=config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"],
+                rotary_base=_rotary_base(config),
+                max_position_embeddings=config.get("max_position_embeddings", 4096 * 32),
+                sliding_window=config.get("sliding_window", None if moe else 4096),
+                tied=config.get("tie_word_embeddings", False),
+            )
+        except (CheckpointError, TypeError, ValueError, ZeroDivisionError) as error:
+            raise CheckpointError(f"{where}: {error}") from error
 
     def to_hf(self, dtype: torch.dtype) -> dict[str, Any]:
         """A config.json for the model, which transformers 4.x and 5.x read alike.
@@ -154,6 +160,11 @@ class ModelShape:
         }
 
 
+def _whole(name: str, found: object, least: int) -> None:
+    if not isinstance(found, int) or found < least:
+        raise CheckpointError(f"{name} is {found!r}, but must be a whole number, {least} or more.")
+
+
 def _is_mixtral(config: Mapping[str, Any], where: str) -> bool:
     known = {"mixtral": "MixtralForCausalLM", "mistral": "MistralForCausalLM"}
     architectures = config.get("architectures") or [known.get(str(config.get("model_type")), config.get("model_type"))]
@@ -167,17 +178,17 @@ def _is_mixtral(config: Mapping[str, Any], where: str) -> bool:
     )
 
 
-def _rotary_base(config: Mapping[str, Any], where: str) -> float:
+def _rotary_base(config: Mapping[str, Any]) -> float:
     """From 5.x's rope_parameters or 4.x's rope_theta; scaled rotary embeddings are not those of these models."""
     parameters = config.get("rope_parameters") or {}
     scaling = {**parameters, **(config.get("rope_scaling") or {})}
     kind = scaling.get("rope_type", scaling.get("type", "default"))
     if kind != "default" or scaling.get("partial_rotary_factor", 1.0) != 1.0:
         raise CheckpointError(
-            f"{where} asks for rotary embeddings of type {kind!r}; Mixtral's and Mistral's are plain ('default'), "
-            f"and only those can be converted."
+            f"rotary embeddings of type {kind!r}; Mixtral's and Mistral's are plain ('default'), and only those can be "
+            f"converted."
         )
     base = parameters.get("rope_theta", config.get("rope_theta"))
     if base is None:
-        raise CheckpointError(f"{where} has neither rope_parameters nor rope_theta: is it the original model's?")
+        raise CheckpointError("neither rope_parameters nor rope_theta is there: is it the file of the original model?")
     return float(base)

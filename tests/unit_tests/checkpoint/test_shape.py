@@ -78,7 +78,11 @@ def test_a_key_that_is_left_out_means_what_it_means_to_transformers():
         ({"hidden_act": "gelu"}, "hidden_act 'gelu'"),
         ({"num_key_value_heads": 4}, "6 attention heads cannot share 4"),
         ({"num_experts_per_tok": 4}, "4 of 3 experts"),
-        ({"hidden_size": 0}, "hidden_size is 0"),
+        ({"hidden_size": 0}, "hidden_size is 0, but must be a whole number, 1 or more"),
+        ({"num_hidden_layers": 2.5}, "num_layers is 2.5"),
+        ({"vocab_size": "37"}, "vocab_size is '37'"),
+        ({"num_attention_heads": 0, "head_dim": None}, "there/config.json: "),
+        ({"sliding_window": 0}, "sliding_window is 0"),
     ],
 )
 def test_other_models_are_refused(change, message):
