@@ -77,7 +77,8 @@ def spans(example: Example, tokenizer: Any) -> Iterator[tuple[str, bool]]:
 
 def _documents(prefix: str) -> Iterator[list[Example]]:
     if is_stored(prefix):
-        return iter(StoredConversations(prefix))
+        stored = StoredConversations(prefix)
+        return (stored[document] for document in range(len(stored)))
     for path in (prefix, f"{prefix}_text_document"):
         if Path(f"{path}.idx").is_file():
             return _plain(path)

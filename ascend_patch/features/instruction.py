@@ -80,10 +80,10 @@ def dataset_class(cls: type, config: Any) -> type:
 
         packing.check(args.micro_batch_size, args.pipeline_model_parallel_size)
         return PackedInstructionDataset
-    if config.reset_attention_mask and args.transformer_impl != "local":
+    if config.reset_attention_mask and not (config.create_attention_mask and args.transformer_impl == "local"):
         raise AscendPatchError(
-            f"--reset-attention-mask was given, but a causal layer of --transformer-impl {args.transformer_impl} reads "
-            "no mask, as TransformerEngine's does not. Use --sft instead, which keeps conversations apart."
+            "--reset-attention-mask was given, but a mask is read with --transformer-impl local only, and not with "
+            "--no-create-attention-mask-in-dataloader. Use --sft instead, which keeps conversations apart."
         )
     return InstructionDataset
 

@@ -41,13 +41,7 @@ class InstructionDataset(MegatronDataset):
                 "--dataloader-fast-cache-load was given, but instruction data has no cache to load. Leave it out."
             )
         super().__init__(dataset, dataset_path, indices, num_samples, index_split, config)
-        self.documents = indices
-        if isinstance(dataset, StoredConversations):
-            usable, cut = dataset.usable(config.sequence_length)
-            self.documents = indices[np.isin(indices, usable)]
-            self._log("cut at --seq-length", cut)
-            self._log("left out, as all of their answers lie beyond --seq-length", len(dataset) - len(usable))
-        if not len(self.documents):
+        if not len(indices):
             raise DataError(
                 f"There is nothing in the {index_split.name} split: --split {config.split} gives it {len(indices)} of "
                 f"the {len(dataset)} documents of {dataset_path}. Give it more, or 0, as in --split 100,0,0."
@@ -59,7 +53,15 @@ class InstructionDataset(MegatronDataset):
         """What ``--data-path`` names: a file of records, or the prefix of prepared data."""
         if Path(dataset_path).is_file():
             return RawConversations(Path(dataset_path), config.tokenizer.path)
-        return StoredConversations(dataset_path, mmap=config.mmap_bin_files)
+        stored = StoredConversations(dataset_path, config.sequence_length, mmap=config.mmap_bin_files)
+        if stored.cut:
+            log_single_rank(
+                logger,
+                logging.WARNING,
+                f"{dataset_path}: {stored.cut} documents are longer than --seq-length {config.sequence_length}; "
+                f"{stored.left_out} of them are left out, as all of their answers lie beyond, the others are cut.",
+            )
+        return stored
 
     @staticmethod
     def numel_low_level_dataset(low_level_dataset: StoredConversations | RawConversations) -> int:
@@ -67,7 +69,7 @@ class InstructionDataset(MegatronDataset):
         return len(low_level_dataset)
 
     def __len__(self) -> int:
-        return self.num_samples or len(self.documents)
+        return self.num_samples or len(self.indices)
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
         """``tokens``, ``labels``, ``position_ids`` ``[s]`` int64, ``loss_mask [s]`` float32; ``attention_mask [1, s,
@@ -91,15 +93,11 @@ class InstructionDataset(MegatronDataset):
         return item
 
     def _document(self, index: int) -> int:
-        epoch, place = divmod(index, len(self.documents))
+        epoch, place = divmod(index, len(self.indices))
         if epoch != self._epoch:
             generator = np.random.default_rng([self.config.random_seed, epoch])
-            self._epoch, self._order = epoch, generator.permutation(self.documents)
+            self._epoch, self._order = epoch, generator.permutation(self.indices)
         return int(self._order[place])
-
-    def _log(self, what: str, count: int) -> None:
-        if count:
-            log_single_rank(logger, logging.WARNING, f"{self.dataset_path}: {count} of {len(self.dataset)} {what}")
 
 
 class PackedInstructionDataset(InstructionDataset):

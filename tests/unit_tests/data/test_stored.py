@@ -23,7 +23,8 @@ def prefix(tmp_path: Path) -> str:
 def test_what_was_written_is_read(prefix: str) -> None:
     stored = StoredConversations(prefix)
     assert len(stored) == 3
-    for document, expected in zip(stored, DOCUMENTS, strict=True):
+    for index, expected in enumerate(DOCUMENTS):
+        document = stored[index]
         assert len(document) == len(expected)
         for one, other in zip(document, expected, strict=True):
             assert np.array_equal(one.ids, other.ids)
@@ -38,22 +39,25 @@ def test_is_stored(prefix: str) -> None:
 
 @pytest.mark.parametrize("sequence_length", [8, 9])
 def test_all_fit(prefix: str, sequence_length: int) -> None:
-    usable, cut = StoredConversations(prefix).usable(sequence_length)
-    assert (usable.tolist(), cut) == ([0, 1, 2], 0)
+    stored = StoredConversations(prefix, sequence_length)
+    assert (len(stored), stored.cut, stored.left_out) == (3, 0, 0)
 
 
-def test_what_is_too_long(tmp_path: Path) -> None:
-    stored = StoredConversations(write(tmp_path / "padded", [[SHORT], [LONG], [SHORT]]))
-    assert [(u.tolist(), cut) for u, cut in (stored.usable(5), stored.usable(4))] == [([0, 1, 2], 0), ([0, 1, 2], 1)]
-    found, cut = stored.usable(3)  # the second's answer lies behind
-    assert (found.tolist(), cut) == ([0, 2], 0)
+@pytest.mark.parametrize(("sequence_length", "cut", "left_out"), [(5, 0, 0), (4, 1, 0), (3, 1, 1)])
+def test_what_is_too_long(tmp_path: Path, sequence_length: int, cut: int, left_out: int) -> None:
+    stored = StoredConversations(write(tmp_path / "padded", [[SHORT], [LONG], [SHORT]]), sequence_length)
+    assert (len(stored), stored.cut, stored.left_out) == (3 - left_out, cut, left_out)
+    kept = [SHORT, LONG, SHORT] if not left_out else [SHORT, SHORT]
+    assert [stored[index][0].ids.tolist() for index in range(len(stored))] == [one.ids.tolist() for one in kept]
+    with pytest.raises(IndexError):
+        stored[len(stored)]
 
 
 def test_packed_for_longer_samples(prefix: str) -> None:
     with pytest.raises(
         DataError, match=r"Document 2 of .*alpaca is 2 conversations packed into 8 positions, .* --seq-length 7\. .*or "
     ):
-        StoredConversations(prefix).usable(7)
+        StoredConversations(prefix, 7)
 
 
 def test_missing(tmp_path: Path) -> None:
