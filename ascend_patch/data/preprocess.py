@@ -136,9 +136,10 @@ class _Run:
 
 
 def _identity(source: Source) -> list[Any]:
-    """What tells whether a file is still the same."""
-    modified = source.path.stat().st_mtime_ns if source.path is not None and source.size is not None else None
-    return [source.name, source.size, modified]
+    """What tells whether a file is still the same; of a stream nothing does, so it never is."""
+    if source.path is None or source.size is None:
+        return [source.name, time.time_ns()]
+    return [source.name, source.size, source.path.stat().st_mtime_ns]
 
 
 def read_documents(path: Path, key: str = "text") -> Iterator[str]:

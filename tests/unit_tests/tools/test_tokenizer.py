@@ -13,7 +13,7 @@ from .conftest import SENTENCES
 
 @pytest.fixture(scope="module")
 def tokenizer(tokenizer_folder):
-    return load_tokenizer(tokenizer_folder)
+    return load_tokenizer(tokenizer_folder).hf
 
 
 @pytest.fixture(scope="module")
