@@ -1,12 +1,17 @@
 """Hugging Face to Megatron and back is bit-identical, whatever the layout, the format, the names and the dtype."""
 
+import json
+import random
 from pathlib import Path
 
 import pytest
 import torch
 
 from ascend_patch.checkpoint.convert import Options, convert
+from ascend_patch.checkpoint.errors import CheckpointError
 from ascend_patch.checkpoint.keys import Build
+from ascend_patch.checkpoint.layout import Layout
+from ascend_patch.checkpoint.shape import ModelShape
 from tests.system_tests import hugging_face
 from tests.system_tests.checkpoints import check_identical, layouts, tensors
 
@@ -48,6 +53,37 @@ def test_mixtral(mixtral: Path, tmp_path: Path, number: int) -> None:
 @pytest.mark.parametrize("number", range(len(DENSE)), ids=list(DENSE))
 def test_mistral(mistral: Path, tmp_path: Path, number: int) -> None:
     there_and_back(mistral, tmp_path, number, **list(DENSE.values())[number])
+
+
+def test_random_layouts(mixtral: Path, tmp_path: Path) -> None:
+    """From one layout to the next, of all that there are."""
+    seed = random.randrange(2**32)
+    print(f"seed {seed}")
+    draw = random.Random(seed)
+    source, loads, shape = mixtral, "huggingface", ModelShape.from_hf(json.loads((mixtral / "config.json").read_text()))
+    for number in range(6):
+        while True:
+            layout = {"tensor": draw.choice((1, 2, 4)), "pipeline": draw.choice((1, 2, 3, 4, 6))}
+            layout |= {"expert": draw.choice((1, 2, 4, 8)), "expert_tensor": draw.choice((1, 2, 4, 5))}
+            stages = {"virtual": draw.choice((1, 1, 2, 3)), "first_layers": draw.choice((None, None, 1, 2, 3))}
+            stages["last_layers"] = draw.choice((None, None, 1, 2, 3))
+            try:
+                Layout(**layout, **stages).check(shape)
+                break
+            except CheckpointError:
+                continue
+        if stages["virtual"] > 1 and stages["first_layers"] is stages["last_layers"] is None:
+            layout["layers_per_virtual_stage"] = 6 // layout["pipeline"] // stages["virtual"]
+        else:
+            layout |= {name: stages[name] for name in ("first_layers", "last_layers")}
+        possible = ["torch_dist", "torch"][: 2 if layout["tensor"] % layout["expert_tensor"] == 0 else 1]
+        build, ckpt_format = draw.choice(BUILDS), draw.choice(possible)
+        print(layout, build, ckpt_format)
+        target = tmp_path / str(number)
+        convert(Options(source, target, loads=loads, ckpt_format=ckpt_format, build=build, **layout))
+        source, loads = target, "megatron"
+    convert(Options(source, tmp_path / "back", loads="megatron", saves="huggingface", verify=True))
+    check_identical(tmp_path / "back", mixtral)
 
 
 @pytest.mark.parametrize("shape", ["MIXTRAL_8X22B", "MISTRAL_V03"])
