@@ -19,6 +19,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmarks import weights
 from benchmarks.report import write_json
 from benchmarks.statistics import Sample, ratios
 from benchmarks.worker import ROOT, WorkerError
@@ -136,21 +137,9 @@ def _measure_way(way: Conversion, options: argparse.Namespace, folder: Path) -> 
     return Measured(way.title, size, Sample.of(copied), Sample.of(converted), ratios(copied, converted), max(peaks))
 
 
-def largest_experts(config: dict[str, Any]) -> int:
-    """Bytes of the experts of one layer in bfloat16."""
-    return 2 * 3 * config["num_local_experts"] * config["hidden_size"] * config["intermediate_size"]
-
-
-def weights_size(config: dict[str, Any]) -> int:
-    """Bytes of the whole model in bfloat16."""
-    from benchmarks.workers.random_weights import shapes
-
-    return 2 * sum(_numbers(shape) for shard in shapes(config) for shape in shard.values())
-
-
 def table(found: Sequence[Measured], config: dict[str, Any]) -> str:
     """The figures, and whether they are what they have to be."""
-    bound = ALLOWANCE + largest_experts(config)
+    bound = ALLOWANCE + weights.experts_size(config)
     lines = [f"{'':<32}{'cp':>9}{'conversion':>12}{'MB/s':>8}{'of cp':>8}{'peak MiB':>10}"]
     for way in found:
         lines.append(
@@ -173,14 +162,14 @@ def main() -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     config = MIXTRAL_8X7B | {"num_hidden_layers": options.layers}
     free = shutil.disk_usage(options.out).free
-    needed = 2 * weights_size(config)
+    needed = 2 * weights.size(config)
     if needed > SHARE_OF_DISK * free:
         sys.exit(
             f"benchmarks: {options.layers} layers need {needed / 1e9:.1f} GB for two copies; {free / 1e9:.1f} GB are "
             f"free in {options.out}. Take fewer --layers, or another --out."
         )
     print(
-        f"Mixtral 8x7B, {options.layers} layers, bfloat16: {weights_size(config) / 1e9:.1f} GB; {os.cpu_count()} "
+        f"Mixtral 8x7B, {options.layers} layers, bfloat16: {weights.size(config) / 1e9:.1f} GB; {os.cpu_count()} "
         f"processors, {options.workers} workers, format {options.ckpt_format}, {options.rounds} rounds; sources are "
         "dropped from the page cache\n",
         flush=True,
@@ -244,10 +233,6 @@ def _run(command: Sequence[str], folder: Path, text: str | None = None) -> None:
 
 def _files(folder: Path) -> list[Path]:
     return [path for path in folder.rglob("*") if path.is_file()]
-
-
-def _numbers(shape: Sequence[int]) -> int:
-    return shape[0] * (shape[1] if len(shape) == 2 else 1)
 
 
 def _verdict(is_met: bool) -> str:

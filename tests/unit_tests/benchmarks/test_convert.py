@@ -7,10 +7,10 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from benchmarks import convert
+from benchmarks import convert, weights
 from benchmarks.statistics import Sample
 from benchmarks.worker import WorkerError
-from benchmarks.workers.random_weights import random_bfloat16, shapes
+from benchmarks.workers.random_weights import random_bfloat16
 
 TINY = convert.MIXTRAL_8X7B | {
     "num_hidden_layers": 4,
@@ -34,13 +34,13 @@ def measured(copied: float, converted: float, peak: int) -> convert.Measured:
 def test_of_a_tiny_model(tmp_path: Path) -> None:
     found = convert.measure(TINY, options(), tmp_path)
     assert len(found) == 3
-    assert {way.size for way in found if way.size < convert.weights_size(TINY)} == set()
+    assert {way.size for way in found if way.size < weights.size(TINY)} == set()
     assert all(0 < way.peak < 2**30 for way in found), found
     assert "MB/s" in convert.table(found, TINY)
-    (weights,) = tmp_path.glob("*/model*.safetensors")  # only what came back is left
-    with safe_open(weights, "pt") as file:
+    (file_of_weights,) = tmp_path.glob("*/model*.safetensors")  # only what came back is left
+    with safe_open(file_of_weights, "pt") as file:
         assert {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()} == {  # noqa: SIM118
-            name: shape for shard in shapes(TINY) for name, shape in shard.items()
+            name: shape for shard in weights.shapes(TINY) for name, shape in shard.items()
         }
 
 
@@ -58,8 +58,8 @@ def test_verdicts() -> None:
 
 
 def test_sizes_are_mixtrals() -> None:
-    assert convert.largest_experts(convert.MIXTRAL_8X7B) == 2_818_572_288
-    assert convert.weights_size(convert.MIXTRAL_8X7B | {"num_hidden_layers": 32}) == 93_405_585_408  # of v0.1's index
+    assert weights.experts_size(convert.MIXTRAL_8X7B) == 2_818_572_288
+    assert weights.size(convert.MIXTRAL_8X7B | {"num_hidden_layers": 32}) == 93_405_585_408  # of v0.1's index
 
 
 def test_random_numbers_are_numbers() -> None:
