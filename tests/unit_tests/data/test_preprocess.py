@@ -158,6 +158,7 @@ def test_it_does_not_go_on_with_something_else(tokenizer, tmp_path, monkeypatch,
     assert files(tmp_path / "out") == files(tmp_path / "new")
 
 
+LIGHT = "Llama2Tokenizer"  # starts at once, as it does not need transformers
 SLOW_RUN = """
 import sys, time
 from pathlib import Path
@@ -181,7 +182,7 @@ def test_a_killed_run(tokenizer_folder, tmp_path, number):
     """Killed at some moment: no dataset is there; the same command goes on, and the bytes are those of one run."""
     write(tmp_path / "my.jsonl", random_lines(300))
     arguments = ["--input", f"{tmp_path}/my.jsonl", "--output-prefix", f"{tmp_path}/out", "--workers", "2"]
-    arguments += ["--tokenizer-name-or-path", str(tokenizer_folder), "--append-eod"]
+    arguments += ["--tokenizer-model", str(tokenizer_folder), "--tokenizer-type", LIGHT, "--append-eod"]
     command = [sys.executable, "-c", SLOW_RUN.format(seconds=0.2), *arguments]
     run = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     state = tmp_path / "out.unfinished" / "state.json"
@@ -202,7 +203,7 @@ def test_a_killed_run(tokenizer_folder, tmp_path, number):
     assert again.returncode == 0, again.stderr
     assert done >= 3 and "Going on behind the " in again.stderr
     assert "300 documents" in again.stdout
-    handler = TextHandler(load_tokenizer(tokenizer_folder), HandlerOptions(append_eod=True))
+    handler = TextHandler(load_tokenizer(tokenizer_folder, LIGHT), HandlerOptions(append_eod=True))
     preprocess(find_sources([f"{tmp_path}/my.jsonl"]), handler, tmp_path / "whole", {})
     assert files(tmp_path / "out") == files(tmp_path / "whole")
 

@@ -82,7 +82,7 @@ def test_a_wrong_command_line(command, options):
 
 def test_as_a_script_from_standard_input(tokenizer_folder, tmp_path):
     command = [sys.executable, "tools/preprocess_data.py", "--input", "-", "--output-prefix", str(tmp_path / "out")]
-    command += ["--tokenizer-name-or-path", str(tokenizer_folder), "--workers", "2"]
+    command += ["--tokenizer-type", "Llama2Tokenizer", "--tokenizer-model", str(tokenizer_folder), "--workers", "2"]
     environment = upstream.environment(upstream.INSTALLED)
     for text, status in (('{"text": "To be"}\n', 0), ("[]\n", 1)):
         ended = subprocess.run(command, env=environment, cwd=upstream.ROOT, input=text, capture_output=True, text=True)
