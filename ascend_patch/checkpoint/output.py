@@ -1,5 +1,7 @@
 """The folder that a conversion writes: called unfinished until all of it is on disk, then renamed."""
 
+import ctypes
+import errno
 import os
 import shutil
 from collections.abc import Iterator
@@ -78,6 +80,35 @@ def check_room(folder: Path, needed: int) -> None:
             f"{folder} needs another {needed / GB:.3f} GB, but its disk has {free / GB:.3f} GB left. "
             f"Make room for {(needed - free) / GB:.3f} GB, or name a --save-dir on another disk."
         )
+
+
+def reserve(folder: Path) -> None:
+    """Give the holes in the files of ``folder`` their place on the disk.
+
+    No other process can take it then, and writing is faster: the file system need not look for room all the time.
+
+    Raises:
+        CheckpointError: there is too little room.
+    """
+    for file in _files(folder):
+        descriptor = os.open(file, os.O_RDWR)
+        try:
+            _fallocate(descriptor, os.fstat(descriptor).st_size)
+        except OSError as error:
+            raise CheckpointError(
+                f"There is no room for {file}: {error.strerror}. Make room, or name a --save-dir on another disk."
+            ) from error
+        finally:
+            os.close(descriptor)
+
+
+def _fallocate(descriptor: int, nbytes: int) -> None:
+    """fallocate(2); `os.posix_fallocate` would write to every block where a file system does not know it."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if nbytes and libc.fallocate(descriptor, 0, ctypes.c_int64(0), ctypes.c_int64(nbytes)):
+        code = ctypes.get_errno()
+        if code not in (errno.EOPNOTSUPP, errno.ENOSYS):
+            raise OSError(code, os.strerror(code))
 
 
 def sync(folder: Path) -> None:

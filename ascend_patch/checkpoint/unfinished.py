@@ -83,15 +83,15 @@ def _lay_out(work: Work, unfinished: Path, log: Journal) -> Checkpoint:
     """The new checkpoint with its holes, of which some may be filled already."""
     if log.holes is None:
         output.clear(unfinished, journal.NAME)
-        output.check_room(unfinished, sum(matrix.nbytes for matrix in work.wanted.values()))
+        output.check_room(unfinished, _nbytes(work.wanted))
         target = work.lay_out(unfinished)
+        output.check_room(unfinished, output.missing_bytes(unfinished))
+        output.reserve(unfinished)
         output.sync(unfinished)
         log.lay_out(target)
-    else:
-        pieces, fill = log.holes
-        target = Checkpoint(unfinished, work.source.shape, work.dtype, pieces, fill)
+        return target
     output.check_room(unfinished, output.missing_bytes(unfinished))
-    return target
+    return Checkpoint(unfinished, work.source.shape, work.dtype, *log.holes)
 
 
 def _copy(work: Work, target: Checkpoint, log: Journal, workers: int, progress: Progress) -> None:

@@ -1,5 +1,7 @@
 """The folder of a conversion: where it may be, whether it fits, what becomes of it."""
 
+import ctypes
+import errno
 import os
 import shutil
 from collections import namedtuple
@@ -53,6 +55,33 @@ def test_holes_count_as_needed_and_data_does_not(tmp_path):
     data.write_bytes(os.urandom(1 << 20))
     output.sync(tmp_path)
     assert output.missing_bytes(tmp_path) == 3 << 20
+
+
+def test_holes_are_given_their_place(tmp_path):
+    hole, data = tmp_path / "hole", tmp_path / "data"
+    for file, nbytes in ((hole, 3 << 20), (data, 12345), (tmp_path / "empty", 0)):
+        file.touch()
+        os.truncate(file, nbytes)
+    data.write_bytes(b"x" * 12345)
+    output.reserve(tmp_path)
+    assert output.missing_bytes(tmp_path) == 0
+    assert hole.stat().st_size == 3 << 20 and data.read_bytes() == b"x" * 12345
+
+
+@pytest.mark.parametrize(("code", "is_error"), [(errno.ENOSPC, True), (errno.EOPNOTSUPP, False)])
+def test_where_no_place_can_be_given(code, is_error, tmp_path, monkeypatch):
+    class Libc:
+        def fallocate(self, *args):
+            ctypes.set_errno(code)
+            return -1
+
+    monkeypatch.setattr(ctypes, "CDLL", lambda name, use_errno: Libc())
+    (tmp_path / "file").write_bytes(b"1")
+    if is_error:
+        with pytest.raises(CheckpointError, match=f"no room for {tmp_path}/file: No space left on device"):
+            output.reserve(tmp_path)
+    else:
+        output.reserve(tmp_path)
 
 
 def test_too_little_room_is_told_in_numbers(tmp_path, monkeypatch):
