@@ -16,6 +16,7 @@ import pytest
 from ascend_patch.commands import compare, contract, doctor, drift, explain, operators, status
 from ascend_patch.config import Config
 from ascend_patch.features import PATCHES
+from ascend_patch.features.instruction import FLAG
 from ascend_patch.ops.registry import OPERATORS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -160,14 +161,13 @@ def test_every_operator_is_documented():
 
 @pytest.fixture(scope="module")
 def upstream_flags() -> set[str]:
-    """Every flag of the installed Megatron-LM's own parser."""
+    """Every flag of the installed Megatron-LM's own parser, and the one that instruction data has besides."""
     program = (
         "import argparse; from megatron.training.arguments import add_megatron_arguments as add; "
         "print('\\n'.join(add(argparse.ArgumentParser())._option_string_actions))"
     )
-    return set(
-        subprocess.run([sys.executable, "-W", "ignore", "-c", program], capture_output=True, text=True).stdout.split()
-    )
+    found = subprocess.run([sys.executable, "-W", "ignore", "-c", program], capture_output=True, text=True).stdout
+    return {*found.split(), FLAG}
 
 
 @pytest.mark.parametrize("readme", READMES, ids=lambda path: path.name)
