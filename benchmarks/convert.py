@@ -7,6 +7,7 @@ what it wrote is on the disk. Most memory is the kernel's figure for the convert
 
 import argparse
 import json
+import math
 import os
 import shutil
 import signal
@@ -90,20 +91,18 @@ class Measured:
     peak: int
 
 
-def conversions(checkpoint_format: str) -> list[Conversion]:
+def conversions(checkpoint_format: str, layers: int) -> list[Conversion]:
     """The three ways, in the order that needs the fewest folders at a time."""
     to_megatron = ("--saver", "mixtral", "--ckpt-format", checkpoint_format)
-    first, second = _layout(2, 2, 4), _layout(1, 4, 2)
+    (first, first_flags), (second, second_flags) = (
+        _layout(2, math.gcd(2, layers), 4),
+        _layout(1, math.gcd(4, layers), 2),
+    )
+    back = ("--saver", "mixtral", "--save-model-type", "huggingface")
     return [
-        Conversion("Hugging Face to TP2 PP2 EP4", "mixtral_hf", (*to_megatron, *first), "hf", "first"),
-        Conversion("TP2 PP2 EP4 to TP1 PP4 EP2", "mixtral_mg", (*to_megatron, *second), "first", "second"),
-        Conversion(
-            "TP1 PP4 EP2 to Hugging Face",
-            "mixtral_mg",
-            ("--saver", "mixtral", "--save-model-type", "huggingface"),
-            "second",
-            "back",
-        ),
+        Conversion(f"Hugging Face to {first}", "mixtral_hf", (*to_megatron, *first_flags), "hf", "first"),
+        Conversion(f"{first} to {second}", "mixtral_mg", (*to_megatron, *second_flags), "first", "second"),
+        Conversion(f"{second} to Hugging Face", "mixtral_mg", back, "second", "back"),
     ]
 
 
@@ -115,7 +114,7 @@ def measure(config: dict[str, Any], options: argparse.Namespace, folder: Path) -
     """
     _run([sys.executable, "-m", "benchmarks.workers.random_weights", str(folder / "hf")], folder, json.dumps(config))
     found = []
-    for way in conversions(options.ckpt_format):
+    for way in conversions(options.ckpt_format, config["num_hidden_layers"]):
         found.append(_measure_way(way, options, folder))
         shutil.rmtree(folder / way.source)
     return found
@@ -191,9 +190,11 @@ def _command(way: Conversion, report: Path, source: Path, result: Path, workers:
     return [*command, "--load-dir", str(source), "--save-dir", str(result)]
 
 
-def _layout(tensor: int, pipeline: int, expert: int) -> tuple[str, ...]:
+def _layout(tensor: int, pipeline: int, expert: int) -> tuple[str, tuple[str, ...]]:
+    """Name and flags."""
     sizes = {"tensor": tensor, "pipeline": pipeline, "expert": expert}
-    return tuple(word for name, size in sizes.items() for word in (f"--target-{name}-parallel-size", str(size)))
+    flags = (word for name, size in sizes.items() for word in (f"--target-{name}-parallel-size", str(size)))
+    return f"TP{tensor} PP{pipeline} EP{expert}", tuple(flags)
 
 
 def _timed(source: Path, action: Callable[[], None]) -> float:
