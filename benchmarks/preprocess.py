@@ -35,13 +35,15 @@ class Contestant:
     """A tool.
 
     Attributes:
-        command: what is run, without the names of the input and of the output.
+        command, flags: what is run; the names of the input and of the output come between.
         environment: what is set for it.
+        positional: whether these two have no flags.
     """
 
     key: str
     title: str
     command: Sequence[str]
+    flags: Sequence[str]
     environment: Mapping[str, str]
     positional: bool = False
 
@@ -57,7 +59,7 @@ class Contestant:
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
         start = time.perf_counter()
         ended = subprocess.run(
-            [*self.command[:2], *files, *self.command[2:]],
+            [*self.command, *files, *self.flags],
             cwd=ROOT,
             env=os.environ | self.environment,
             capture_output=True,
@@ -166,15 +168,16 @@ def _contestants(options: argparse.Namespace, tokenizer: Path) -> list[Contestan
         theirs = Contestant(
             "a",
             f"{options.megatron_path.name}/tools/preprocess_data.py",
-            [python, str(script), *flags, "--tokenizer-type", "HuggingFaceTokenizer"],
+            [python, str(script)],
+            [*flags, "--tokenizer-type", "HuggingFaceTokenizer"],
             plain | {"PYTHONPATH": str(options.megatron_path)},
         )
     else:
-        script = ROOT / "benchmarks" / "workers" / "upstream_preprocess.py"
         title = "what upstream's script does, by the installed wheel"
-        theirs = Contestant("a", title, [python, str(script), str(tokenizer), workers], plain, positional=True)
+        command = [python, "-m", "benchmarks.workers.upstream_preprocess"]
+        theirs = Contestant("a", title, command, [str(tokenizer), workers], plain, positional=True)
     script = ROOT / "tools" / "preprocess_data.py"
-    return [theirs, Contestant("b", "tools/preprocess_data.py", [python, str(script), *flags], plain)]
+    return [theirs, Contestant("b", "tools/preprocess_data.py", [python, str(script)], flags, plain)]
 
 
 def _corpus(options: argparse.Namespace, folder: Path) -> tuple[Path, Path]:
