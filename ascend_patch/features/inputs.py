@@ -88,6 +88,21 @@ def initialize(original: Callable) -> Callable:
     return check_then_initialize
 
 
+def get_num_epochs(original: Callable) -> Callable:
+    """``GPTDataset._get_num_epochs`` that ends where there is no text to go through, however often."""
+
+    @wraps(original)
+    def check_then_count(self, num_tokens_per_epoch: int) -> int:
+        if num_tokens_per_epoch == 0 and self.num_samples is not None:
+            raise AscendPatchError(
+                f"--split {self.config.split} leaves no document of {self.dataset_path} for the "
+                f"{self.index_split.name} split. Give it a larger share, or none (0), or prepare more documents."
+            )
+        return original(self, num_tokens_per_epoch)
+
+    return check_then_count
+
+
 def build_tokenizer(original: Callable) -> Callable:
     """``build_tokenizer`` that says which tokenizer could not be built, and from what."""
 
@@ -200,6 +215,15 @@ PATCHES = (
             "noticed only when training comes to its end."
         ),
         remove_when="upstream checks the sizes of both files against the index.",
+    ),
+    Patch(
+        id="inputs.split",
+        target="megatron.core.datasets.gpt_dataset:GPTDataset._get_num_epochs",
+        impl=f"{_HERE}:get_num_epochs",
+        mode="wrap",
+        upstream=">=0.16.1,<0.20",
+        reason="With few documents a split can be empty, and upstream then adds up its tokens for ever.",
+        remove_when="upstream refuses an empty split that samples are wanted of.",
     ),
     Patch(
         id="inputs.tokenizer",

@@ -123,7 +123,7 @@ if [[ -n $DATA_CACHE_PATH ]]; then DATA_ARGS+=(--data-cache-path "$DATA_CACHE_PA
 
 OUTPUT_ARGS=(
     --save "$CKPT_SAVE_DIR"
-    --load "${CKPT_LOAD_DIR:-$CKPT_SAVE_DIR}"
+    --load "$CKPT_SAVE_DIR"
     --save-interval "$SAVE_INTERVAL"
     --eval-interval "$EVAL_INTERVAL"
     --eval-iters "$EVAL_ITERS"
@@ -131,6 +131,8 @@ OUTPUT_ARGS=(
     --log-throughput
     --tensorboard-dir "$TENSORBOARD_DIR"
 )
+# Only while there is nothing to resume from: a run that is started again goes on where it saved.
+if [[ -n $CKPT_LOAD_DIR ]]; then OUTPUT_ARGS+=(--pretrained-checkpoint "$CKPT_LOAD_DIR"); fi
 
 check_sizes() {
     local name
@@ -147,6 +149,8 @@ check_paths() {
     fi
     for word in $DATA_PATH; do
         if [[ $word =~ ^[0-9.]+$ ]]; then continue; fi # the weight of a blend
+        if [[ -f ${word}_packed_input_ids_document.idx ]]; then continue; fi # instructions
+        if [[ ${MP_DATASET_TYPE:-} == raw && -f $word ]]; then continue; fi
         [[ -f $word.bin && -f $word.idx ]] ||
             fail "DATA_PATH: $word.bin and $word.idx are not both there. Name the common prefix of the two files," \
                 "as tools/preprocess_data.py prints it."

@@ -100,6 +100,12 @@ def test_dataset_that_is_whole(dataset: Path) -> None:
     assert read(dataset).succeeded().losses[1] > 6
 
 
+def test_dataset_too_small_for_its_splits(dataset: Path) -> None:
+    """Upstream would look for text for ever."""
+    flags = {"mock_data": False, "data_path": dataset, "split": f"{SENTENCES * 9},1,0", "train_iters": 1}
+    complaint(train(tiny(**flags)), f"--split {SENTENCES * 9},1,0 leaves no document of {dataset} for the valid split")
+
+
 def test_dataset_without_an_index(dataset: Path) -> None:
     dataset.with_suffix(".idx").unlink()
     complaint(read(dataset, processes=2), f"{dataset}.idx is missing", "--data-path", "tools/preprocess_data.py")

@@ -80,6 +80,7 @@ ROWS = (
             "inputs.checkpoint",
             "inputs.dataset",
             "inputs.fp8",
+            "inputs.split",
             "inputs.tokenizer",
         ),
         why="these only refuse or explain: one run without all of them",

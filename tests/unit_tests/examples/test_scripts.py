@@ -141,7 +141,7 @@ def test_everything_can_be_set_from_the_environment(script):
         **{"--context-parallel-size": "5", "--micro-batch-size": "6", "--global-batch-size": "720"},
         **{"--seq-length": "512", "--train-iters": "77", "--lr": "3e-4", "--min-lr": "3e-5", "--seed": "9"},
         **{"--lr-warmup-fraction": "0.2", "--tokenizer-model": "to ken", "--split": "9,1,0", "--save": "save"},
-        **{"--load": "load", "--tensorboard-dir": "board", "--data-cache-path": "cache", "--save-interval": "11"},
+        **{"--load": "save", "--pretrained-checkpoint": "load", "--tensorboard-dir": "board", "--data-cache-path": "cache", "--save-interval": "11"},
         **{"--eval-interval": "12", "--eval-iters": "13", "--log-interval": "14", "--num-workers": "1"},
     }
     if "mixtral" in script:
@@ -163,8 +163,10 @@ def test_further_flags_come_last():
 
 
 def test_resuming_is_from_where_it_saves():
-    words = dry_run("pretrain_mixtral_tiny.sh", CKPT_SAVE_DIR="here")
-    assert words[words.index("--load") + 1] == "here"
+    for start in ({}, {"CKPT_LOAD_DIR": "elsewhere"}):
+        words = dry_run("pretrain_mixtral_tiny.sh", CKPT_SAVE_DIR="here", **start)
+        assert words[words.index("--load") + 1] == "here"
+        assert ("--pretrained-checkpoint" in words) == bool(start)
 
 
 @pytest.fixture
