@@ -208,6 +208,7 @@ def test_trained_by_upstream(server: Server, tmp_path: Path, flags: dict, proces
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("ckpt_format", ["torch", "torch_dist"])
 @pytest.mark.parametrize("release", [r for r in releases.TRAINABLE if r != releases.INSTALLED])
 def test_older_releases(model: Callable[[str], Model], tmp_path: Path, release: str, ckpt_format: str) -> None:
