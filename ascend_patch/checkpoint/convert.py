@@ -109,9 +109,7 @@ def convert(options: Options, progress: Progress | None = None) -> Path:
 def _plan(options: Options, progress: Progress) -> Work:
     """Open the source, and see whether it can become what is asked for."""
     side_files.check_tokenizer(options.tokenizer)
-    for folder in (options.load_dir, options.load_dir.parent):
-        if output.is_unfinished(folder):
-            raise CheckpointError(f"{folder} is a conversion that was not finished: run its command again.")
+    _check_kind(options)
     files: Path | None = options.load_dir
     if options.loads == "huggingface":
         source = huggingface.open(options.load_dir, trust=options.trust)
@@ -129,8 +127,14 @@ def _plan(options: Options, progress: Progress) -> Work:
     )
     if source.fill:
         progress.say(f"The vocabulary has {source.shape.vocab_size} tokens; the rows after them are padding.")
-    make = _to_megatron if options.saves == "megatron" else _to_huggingface
-    return make(options, source, shape, dtype, files)
+    if options.saves == "megatron":
+        return _to_megatron(options, source, shape, dtype, files)
+    if files is None:
+        progress.say(
+            f"There is no {side_files.CONFIG} of the original model: it is made from the arguments of training, with "
+            f"{shape.max_position_embeddings} positions, and there is no tokenizer. --hf-folder takes both along."
+        )
+    return _to_huggingface(options, source, shape, dtype, files)
 
 
 def _to_huggingface(
@@ -194,6 +198,19 @@ def _to_megatron(
 
 def _origin(options: Options, source: Checkpoint) -> dict[str, str]:
     return {"type": options.loads, "folder": str(source.folder.resolve())}
+
+
+def _check_kind(options: Options) -> None:
+    """Is the source of the kind that is to be read, and finished?"""
+    folder = options.load_dir
+    for one in (folder, folder.parent):
+        if output.is_unfinished(one):
+            raise CheckpointError(f"{one} is a conversion that was not finished: run its command again.")
+    tracker, config = (folder / megatron.TRACKER).is_file(), (folder / side_files.CONFIG).is_file()
+    if options.loads == "huggingface" and tracker and not config:
+        raise CheckpointError(f"{folder} holds a checkpoint of Megatron-LM: use --loader mixtral_mg.")
+    if options.loads == "megatron" and config and not tracker:
+        raise CheckpointError(f"{folder} holds a Hugging Face model: use --loader mixtral_hf.")
 
 
 def _check_expected(options: Options, shape: ModelShape) -> None:

@@ -5,6 +5,7 @@ needs nothing else.
 """
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -50,7 +51,7 @@ def find(given: Path | None, checkpoint: Path, original: Path) -> Path | None:
 
     Args:
         given: named by the user, or None.
-        checkpoint: may keep them.
+        checkpoint: may keep them; it may be the folder of one iteration.
         original: may be that of the original model, into which it is converted back.
 
     Raises:
@@ -58,6 +59,8 @@ def find(given: Path | None, checkpoint: Path, original: Path) -> Path | None:
     """
     if given is not None and not (given / CONFIG).is_file():
         raise CheckpointError(f"--hf-folder {given} has no {CONFIG}. Name the folder of the original model.")
+    if re.fullmatch(r"release|iter_\d+", checkpoint.name):
+        checkpoint = checkpoint.parent
     candidates = [given] if given else [checkpoint / KEPT_IN, original]
     return next((folder for folder in candidates if (folder / CONFIG).is_file()), None)
 

@@ -56,7 +56,7 @@ def test_the_other_files_travel(original, tmp_path):
     one = convert(Options(original, tmp_path / "one"))
     kept = one / "huggingface"
     two = convert(Options(one, tmp_path / "two", loads="megatron", ckpt_format="torch"))
-    result = back(two, tmp_path / "back")
+    result = back(two / "release", tmp_path / "back")
     names = {"config.json", "generation_config.json", "tokenizer.model", "tokenizer_config.json"}
     assert {file.name for file in kept.iterdir()} == names
     assert {file.name for file in result.iterdir()} == names | {"model.safetensors", "conversion.json"}
@@ -95,7 +95,9 @@ def test_back_without_any_config(original, tmp_path):
     """As from a training run of somebody else: config.json comes from the arguments."""
     one = convert(Options(original, tmp_path / "one", tensor=2, make_vocab_size_divisible_by=10))
     shutil.rmtree(one / "huggingface")
-    result = back(one, tmp_path / "back")
+    progress = Interrupting()
+    result = convert(Options(one, tmp_path / "back", loads="megatron", saves="huggingface"), progress)
+    assert any("no config.json of the original model" in line and "--hf-folder" in line for line in progress.lines)
     assert huggingface.open(result).shape == replace(MIXTRAL, vocab_size=60)  # nobody knows that 7 are padding
     check_same(back(one, tmp_path / "true", true_vocab_size=MIXTRAL.vocab_size), original)
     check_same(back(one, tmp_path / "named", hf_folder=original), original)
@@ -146,6 +148,14 @@ def test_another_model_than_was_expected(field, flag, original, tmp_path):
         CheckpointError, match=rf"{flag} is 3, but the model in {original} has {getattr(MIXTRAL, field)}"
     ):
         convert(Options(original, tmp_path / "one", **{field: 3}))
+
+
+def test_the_wrong_loader_is_told_the_right_one(original, tmp_path):
+    with pytest.raises(CheckpointError, match=f"{original} holds a Hugging Face model: use --loader mixtral_hf"):
+        back(original, tmp_path / "back")
+    one = convert(Options(original, tmp_path / "one"))
+    with pytest.raises(CheckpointError, match=f"{one} holds a checkpoint of Megatron-LM: use --loader mixtral_mg"):
+        convert(Options(one, tmp_path / "two"))
 
 
 def test_an_existing_output_is_not_touched(original, tmp_path):
