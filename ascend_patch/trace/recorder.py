@@ -130,7 +130,8 @@ class _Chunk:
             record = partial(self._record, named, arguments, number, call, micro_batch)
             if not again:
                 record(FORWARD, tensor)
-            if tensor.requires_grad:
+            # Where gradients are off, an output can still ask for one: an input that is returned as it is.
+            if tensor.requires_grad and torch.is_grad_enabled():
                 if module is self._root:
                     tensor.register_hook(partial(self._begin_backward, micro_batch))
                 tensor.register_hook(partial(record, BACKWARD))
@@ -143,8 +144,10 @@ class _Chunk:
         call: int,
         micro_batch: int,
         direction: str,
-        tensor: torch.Tensor,
+        tensor: torch.Tensor | None,
     ) -> None:
+        if tensor is None:  # the gradient of one of several outputs of an operator, when only another one has any
+            return
         for name, piece in names.parts(named, arguments, tensor):
             placement = ("partial",) if direction == FORWARD and self._recorder.partial(name) else ()
             place = _Place(direction, name, output, call, micro_batch, self.number, placement)

@@ -9,11 +9,12 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+from packaging.version import Version
 
 from ascend_patch.cli import main
 from ascend_patch.run import BUNDLED
 from tests.system_tests import releases, traced
-from tests.system_tests.launcher import Run
+from tests.system_tests.launcher import Run, train
 from tests.system_tests.megatron_server import Server
 from tests.system_tests.mixtral import EP2, ONE, PP2, TP2_PP2_EP2, TP2_SP, tiny
 
@@ -85,12 +86,16 @@ LAYOUTS = [
     pytest.param(2, VPP2, id="vpp2", marks=pytest.mark.slow),
     pytest.param(4, TP2_SP | EP2 | {"expert_tensor_parallel_size": 1}, id="tp2_ep2_etp1", marks=pytest.mark.slow),
     pytest.param(8, TP2_PP2_EP2, id="tp2_pp2_ep2", marks=pytest.mark.slow),
-    pytest.param(2, {"context_parallel_size": 2}, id="cp2", marks=pytest.mark.slow),
 ]
 
 
 @pytest.mark.parametrize(("processes", "layout"), LAYOUTS)
-def test_layouts_do_not_differ(trace: Tracer, capsys: pytest.CaptureFixture[str], processes: int, layout: dict) -> None:
+def test_layouts_do_not_differ(
+    trace: Tracer, request: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str], processes: int, layout: dict
+) -> None:
+    if layout == VPP2 and Version(request.node.callspec.params["trace"]) < Version("0.18"):
+        # schedules.py: deallocate_output_tensor() without send_next_wait_handle.wait(), which 0.18 has.
+        pytest.skip("0.17 frees what it is still sending: virtual stages receive wrong numbers, now and then")
     said = diff(capsys, trace()[0], trace(processes, **layout)[0])
     assert said["same"], said["first"]
     for step in said["steps"]:
@@ -100,7 +105,7 @@ def test_layouts_do_not_differ(trace: Tracer, capsys: pytest.CaptureFixture[str]
 
 @pytest.mark.slow
 def test_recomputed_activations_are_recorded_once(trace: Tracer, capsys: pytest.CaptureFixture[str]) -> None:
-    plain, recomputed = trace(2, **VPP2)[0], trace(2, **VPP2 | RECOMPUTED)[0]
+    plain, recomputed = trace(2, **PP2)[0], trace(2, **PP2 | RECOMPUTED)[0]
     said = diff(capsys, plain, recomputed)
     assert said["same"], said["first"]
     assert said["steps"][0]["compared"] == diff(capsys, plain, plain)["steps"][0]["compared"]
@@ -143,3 +148,21 @@ def test_what_differs_after_a_step(trace: Tracer, capsys: pytest.CaptureFixture[
     assert said["steps"][0]["differences"] == {"forward": 0, "backward": 0, "gradient": 0}
     first = said["first"]
     assert (first["step"], first["direction"], first["name"]) == (2, "forward", "embedding.word_embeddings")
+
+
+@pytest.mark.slow
+@pytest.mark.npu
+@pytest.mark.usefixtures("npu_device")
+@pytest.mark.timeout(600)
+def test_devices_do_not_differ(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    start = {"save": tmp_path / "start", "save_interval": 1, "train_iters": 1, "no_save_optim": True}
+    train(tiny(**FLAGS | start), variables={"ASCEND_PATCH_DEVICE": "cpu"}).succeeded()
+    for device in ("cpu", "npu"):
+        train(
+            tiny(**FLAGS | {"load": tmp_path / "start", "finetune": True, "no_load_rng": True}),
+            variables={"ASCEND_PATCH_DEVICE": device, "ASCEND_PATCH_TRACE": f"{tmp_path / device}@1-2"},
+        ).succeeded()
+    said = diff(capsys, tmp_path / "cpu", tmp_path / "npu")
+    assert said["same"], said["first"]
+    assert [step["only_a"] + step["only_b"] for step in said["steps"]] == [[], []]
+    assert 0 < said["steps"][0]["largest"] < 1e-5
