@@ -200,10 +200,7 @@ def _print_first(result: StepComparison) -> None:
                 _name(one),
                 _samples(one),
                 _ranks(one),
-                *(
-                    f"{_figure(x)} {_figure(y)}" if x != y else _figure(x)
-                    for x, y in zip(_numbers(one.a), _numbers(one.b), strict=True)
-                ),
+                *(_both(one, quantity) for quantity in _NUMBERS),
                 _amounts(one),
             ]
             for one in shown
@@ -244,6 +241,14 @@ def _samples(difference: Difference) -> str:
 def _ranks(difference: Difference) -> str:
     a, b = (",".join(map(str, ranks)) for ranks in (difference.ranks_a, difference.ranks_b))
     return a if a == b else f"{a} / {b}"
+
+
+def _both(difference: Difference, quantity: str) -> str:
+    """Of A and of B; one number if they are equal, none if they cannot be compared."""
+    if quantity not in difference.amounts:
+        return "-"
+    a, b = (_figure(getattr(digest, quantity)) for digest in (difference.a, difference.b))
+    return a if a == b else f"{a} {b}"
 
 
 def _numbers(digest: Digest) -> list[float]:

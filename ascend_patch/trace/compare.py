@@ -20,7 +20,7 @@ class Difference:
     Attributes:
         a, b: its digests, each element counted once.
         ranks_a, ranks_b: that hold it.
-        amounts: see :func:`amounts`.
+        amounts: see :func:`amounts`; fewer where ranks hold terms of a sum.
     """
 
     step: int
