@@ -6,6 +6,7 @@ import os
 import random
 import threading
 import time
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -251,6 +252,32 @@ def test_further_rows_are_the_mean_of_the_others(dtype, files, chance):
         file.write(bytes([byte ^ 1]))
     with pytest.raises(CheckpointError, match=f"{NAME}: rows .* {damaged.tensor.file} pad the vocabulary"):
         read_tensor(matrix, target, fill, advance=count_bytes)
+
+
+@pytest.mark.parametrize("source", [torch.bfloat16, torch.float32])
+def test_memory_does_not_grow_with_the_tensor(source, files, monkeypatch):
+    """Blocks of 1 MiB: two and what a conversion takes beside them, of a tensor of 32 MiB that is split by columns."""
+    monkeypatch.setattr(blocks, "BLOCK_BYTES", 1 << 20)
+    matrix = Matrix(NAME, 8192, 2048, torch.bfloat16)
+
+    def columns(dtype: torch.dtype, parts: int) -> list[Piece]:
+        width = matrix.cols // parts
+        pieces = []
+        for part in range(parts):
+            tensor = StoredTensor(files.new(), 0, (matrix.rows, width), dtype)
+            tensor.file.touch()
+            os.truncate(tensor.file, tensor.nbytes)  # a hole: nothing but zeros
+            pieces.append(Piece(tensor, (0, matrix.rows), (part * width, (part + 1) * width)))
+        return pieces
+
+    whole_tensor, halves = columns(source, 1), columns(torch.bfloat16, 2)
+    tracemalloc.start()
+    try:
+        copy_tensor(matrix, whole_tensor, halves, advance=count_bytes)
+        copy_tensor(matrix, halves, columns(torch.bfloat16, 4), advance=count_bytes)
+        assert 1 << 20 <= tracemalloc.get_traced_memory()[1] < 4 << 20
+    finally:
+        tracemalloc.stop()
 
 
 def test_threads_report_every_result():
