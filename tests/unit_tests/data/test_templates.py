@@ -89,7 +89,24 @@ def test_mistral_with_random_texts(tokenizer, pieces) -> None:
     seed = random.SystemRandom().randrange(2**31)
     print(f"seed {seed}")
     generator = random.Random(seed)
-    parts = ["to", "be", " ", "  ", "\n", "[INST]", "[/INST]", "</s>", "<s>", "<unk>", "▁", "é", "中", "\u3000", "\r", "."]
+    parts = [
+        "to",
+        "be",
+        " ",
+        "  ",
+        "\n",
+        "[INST]",
+        "[/INST]",
+        "</s>",
+        "<s>",
+        "<unk>",
+        "▁",
+        "é",
+        "中",
+        "\u3000",
+        "\r",
+        ".",
+    ]
 
     def text() -> str:
         return "".join(generator.choices(parts, k=generator.randint(0, 12))) + "x"
@@ -140,7 +157,9 @@ def test_a_chat_template_that_rewrites(tokenizer) -> None:
 
 
 def test_a_chat_template_that_refuses(tokenizer) -> None:
-    tokenizer.hf.chat_template = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system') }}{% endif %}x"
+    tokenizer.hf.chat_template = (
+        "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system') }}{% endif %}x"
+    )
     template = ChatTemplate(tokenizer)
     template.check(Conversation(THREE_TURNS.turns))
     with pytest.raises(DataError, match=r"refuses the conversation: no system\."):
