@@ -175,7 +175,7 @@ def test_a_swapped_matrix_shows(model: Callable[[str], Model], server: Server, t
 def check_trained(server: Server, folder: Path, flags: dict, processes: int, ckpt_format: str) -> None:
     """Train, convert to Hugging Face: transformers has the same logits, and generates what the trained model would."""
     saved = folder / "trained"
-    save = {"save": saved, "save_interval": 3, "ckpt_format": ckpt_format, "lr": 1e-2}
+    save = {"save": saved, "save_interval": 3, "ckpt_format": ckpt_format, "lr": 3e-3}
     flags = hugging_face.megatron_arguments(hugging_face.MIXTRAL) | flags
     server.run(BUNDLED, tiny(**flags | save), processes).succeeded()
     back = Options(saved, folder / "hf", loads="megatron", saves="huggingface", true_vocab_size=hugging_face.VOCABULARY)
@@ -188,9 +188,11 @@ def check_trained(server: Server, folder: Path, flags: dict, processes: int, ckp
     logits = compute(server, tokens, flags | load, processes)[..., : hugging_face.VOCABULARY]
     with torch.no_grad():
         torch.testing.assert_close(logits, model(tokens).logits, rtol=0, atol=ATOL)
-    # Given what it generated so far, the trained model's next token is the generated one: it would generate the same.
-    assert logits[:, 11:-1].argmax(-1).equal(tokens[:, 12:])
-    assert logits.std() > 0.01 and tokens[:, 12:].unique().numel() > 3
+    # Given what was generated so far, the trained model's next token is the generated one: it would generate the same.
+    # (Or one of two that are equally good in float32, which happens in one of some hundred runs.)
+    chosen = logits[:, 11:-1].gather(-1, tokens[:, 12:].unsqueeze(-1)).squeeze(-1)
+    assert (logits[:, 11:-1].amax(-1) - chosen).max() < ATOL / 10
+    assert tokens[:, 12:].unique().numel() > 10, "a model that repeats itself proves little"
 
 
 @pytest.mark.parametrize(
