@@ -9,7 +9,6 @@ from functools import cache
 from pathlib import Path
 
 import pytest
-from packaging.version import Version
 
 from ascend_patch.cli import main
 from ascend_patch.run import BUNDLED
@@ -90,12 +89,7 @@ LAYOUTS = [
 
 
 @pytest.mark.parametrize(("processes", "layout"), LAYOUTS)
-def test_layouts_do_not_differ(
-    trace: Tracer, request: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str], processes: int, layout: dict
-) -> None:
-    if layout == VPP2 and Version(request.node.callspec.params["trace"]) < Version("0.18"):
-        # schedules.py: deallocate_output_tensor() without send_next_wait_handle.wait(), which 0.18 has.
-        pytest.skip("0.17 frees what it is still sending: virtual stages receive wrong numbers, now and then")
+def test_layouts_do_not_differ(trace: Tracer, capsys: pytest.CaptureFixture[str], processes: int, layout: dict) -> None:
     said = diff(capsys, trace()[0], trace(processes, **layout)[0])
     assert said["same"], said["first"]
     for step in said["steps"]:

@@ -1,9 +1,12 @@
-"""The three collectives NCCL has and Gloo lacks.
+"""The three collectives NCCL has and Gloo lacks, and memory that lives as long as it is sent.
 
 * ``all_gather`` of tensors of different sizes (upstream: alltoall dispatcher with expert and expert-tensor
   parallelism, ``mappings._gather_along_first_dim`` with ``output_split_sizes``);
 * ``reduce_scatter`` into tensors of different sizes (its backward);
 * ``all_to_all`` of lists of tensors.
+
+``isend`` keeps what it sends: upstream takes the memory away from a tensor that it has passed on to the next pipeline
+stage (``deallocate_output_tensor``), in 0.17 before the other side has it. NCCL's streams order the two, Gloo does not.
 
 Everything else upstream needs Gloo has natively, in bf16 and fp16 too, also for tensors without elements. It
 has no 8-bit floating point and no 16-bit integers: such a call fails with Gloo's own "Invalid scalar type".
@@ -21,11 +24,21 @@ from ascend_patch.devices.substitute import Substitutions
 
 
 def install(substitutions: Substitutions) -> None:
-    """Substitute the three functions. Calls that Gloo can do pass through."""
+    """Substitute the four functions. Calls that Gloo can do pass through."""
     owners = (dist, c10d)
     substitutions.set_in_all(owners, "all_gather", _all_gather(dist.all_gather))
     substitutions.set_in_all(owners, "reduce_scatter", _reduce_scatter(dist.reduce_scatter))
     substitutions.set_in_all(owners, "all_to_all", _all_to_all(dist.all_to_all))
+    substitutions.set_in_all(owners, "isend", _isend(dist.isend))
+
+
+def _isend(isend: Callable) -> Callable:
+    @functools.wraps(isend)
+    def host_isend(tensor: torch.Tensor, *args: Any, **kwargs: Any) -> dist.Work | None:
+        # The handle holds this other tensor of the same memory, whatever becomes of the first one.
+        return isend(tensor.detach(), *args, **kwargs)
+
+    return host_isend
 
 
 class _Composite(dist.Work):

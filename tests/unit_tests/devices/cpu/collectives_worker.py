@@ -5,6 +5,7 @@ Started as a script, so that the processes are as free of the test runner as tho
 
 import json
 import sys
+import time
 import traceback
 from collections.abc import Callable
 from datetime import timedelta
@@ -137,6 +138,28 @@ def all_to_all(rank: int) -> None:
                         shape,
                         output,
                     )
+
+
+@check
+def what_is_sent_outlives_its_tensor(rank: int) -> None:
+    """As upstream's pipeline schedules do it: the tensor gives up its memory, something else takes it."""
+    for round_ in range(20):
+        expected = content(0, (20_000,), torch.float32, round_)
+        if rank == 0:
+            sent = expected.clone()
+            work = dist.batch_isend_irecv([dist.P2POp(dist.isend, sent, 1)])
+            sent.data = torch.empty(1)
+            taken = [torch.full((20_000,), -1.0) for _ in range(4)]
+        else:
+            received = torch.empty(20_000)
+            time.sleep(0.01)  # until then the sender holds what it sends
+            work = dist.batch_isend_irecv([dist.P2POp(dist.irecv, received, 0)])
+        for one in work:
+            one.wait()
+        if rank == 0:
+            expect(len(taken) == 4)
+        else:
+            expect(torch.equal(received, expected), round_)
 
 
 @check
