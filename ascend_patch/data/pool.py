@@ -8,6 +8,7 @@ from collections.abc import Generator, Iterable
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from itertools import islice
 from multiprocessing import get_context, parent_process
 
 from ascend_patch.data.errors import DataError
@@ -47,12 +48,14 @@ def encode_chunks(chunks: Iterable[Chunk], handler: Handler, workers: int) -> Ge
     if workers == 1:
         yield from (encode_chunk(handler, chunk) for chunk in chunks)
         return
+    iterator = iter(chunks)
+    # Encoded here, so that every worker begins with the words of the first chunk in its table.
+    yield from (encode_chunk(handler, chunk) for chunk in islice(iterator, 1))
     pending: deque[Future[Result]] = deque()
     failure = None
     # Forked, so that a worker has the tokenizer at once; nothing here has started a thread yet.
     pool = ProcessPoolExecutor(workers, get_context("fork"), _start_worker, (handler,))
     try:
-        iterator = iter(chunks)
         while failure is None:
             try:
                 pending.append(pool.submit(_encode_in_worker, next(iterator)))

@@ -74,7 +74,9 @@ def test_only_so_much_is_read_ahead():
 
     results = encode_chunks(counted(), Lengths(), 2)
     next(results)
-    assert len(read) <= 6
+    assert len(read) == 1
+    next(results)
+    assert len(read) <= 8
     results.close()
 
 
@@ -95,7 +97,7 @@ def test_workers_end_with_a_killed_parent():
         "from tests.unit_tests.data.test_pool import Lengths, chunks\n"
         "from ascend_patch.data.pool import encode_chunks\n"
         'results = encode_chunks(chunks(*[\'{"text": "a"}\'] * 50), Lengths(), 3)\n'
-        "next(results)\n"
+        "next(results), next(results)\n"  # the first is made without workers
         "print('ready', flush=True)\n"
         "time.sleep(60)\n"
     )
