@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from ascend_patch.commands import compare, contract, doctor, drift, explain, operators, status
+from ascend_patch.commands import compare, contract, doctor, drift, explain, operators, status, trace
 from ascend_patch.config import Config
 from ascend_patch.features import PATCHES
 from ascend_patch.features.instruction import FLAG
@@ -35,6 +35,7 @@ COMMANDS = {
     "doctor": doctor,
     "compare": compare,
     "contract": contract,
+    "trace": trace,
 }
 #: What commands make: not in a fresh clone.
 MADE = (".cache/", ".venv/", "data/", "runs/", "loss.png", "summary.json", "patches.json", "train.log")
