@@ -77,14 +77,15 @@ class Measured:
     """What the rounds of one way gave.
 
     Attributes:
-        size: bytes of the source.
+        read, written: bytes of the source and of the result, which repeat what several ranks of format torch hold.
         copied, converted: seconds.
-        ratio: throughput of the conversion, of that of ``cp`` in the same round.
+        ratio: bytes read and written a second by the conversion, of those by ``cp`` in the same round.
         peak: bytes, the most of all rounds.
     """
 
     title: str
-    size: int
+    read: int
+    written: int
     copied: Sample
     converted: Sample
     ratio: Sample
@@ -132,18 +133,19 @@ def _measure_way(way: Conversion, options: argparse.Namespace, folder: Path) -> 
         converted.append(_timed(source, lambda: _run(command, folder)))
         peaks.append(max(json.loads(report.read_text()).values()))
         _progress(f"{way.title}: round {number + 1} of {options.rounds}")
-    size = sum(file.stat().st_size for file in _files(source))
-    return Measured(way.title, size, Sample.of(copied), Sample.of(converted), ratios(copied, converted), max(peaks))
+    read, written = (sum(file.stat().st_size for file in _files(each)) for each in (source, result))
+    speeds = ratios([seconds * (read + written) / (2 * read) for seconds in copied], converted)
+    return Measured(way.title, read, written, Sample.of(copied), Sample.of(converted), speeds, max(peaks))
 
 
 def table(found: Sequence[Measured], config: dict[str, Any]) -> str:
     """The figures, and whether they are what they have to be."""
     bound = ALLOWANCE + weights.experts_size(config)
-    lines = [f"{'':<32}{'cp':>9}{'conversion':>12}{'MB/s':>8}{'of cp':>8}{'peak MiB':>10}"]
+    lines = [f"{'':<32}{'cp':>9}{'conversion':>12}{'GB in':>6}{'GB out':>8}{'of cp':>8}{'peak MiB':>10}"]
     for way in found:
         lines.append(
             f"  {way.title:<30}{way.copied.median:>7.1f} s{way.converted.median:>10.1f} s"
-            f"{way.size / way.converted.median / 1e6:>8.0f}{way.ratio.median:>8.2f}{way.peak / 2**20:>10.0f}"
+            f"{way.read / 1e9:>6.1f}{way.written / 1e9:>8.1f}{way.ratio.median:>8.2f}{way.peak / 2**20:>10.0f}"
         )
     slowest, most = min(way.ratio.median for way in found), max(way.peak for way in found)
     lines.append(f"  throughput of cp's, the least: {slowest:.2f}, at least {TARGET}: {_verdict(slowest >= TARGET)}")
@@ -249,7 +251,10 @@ def _options() -> argparse.Namespace:
     parser.add_argument(
         "--out", type=Path, default=ROOT / "runs" / "convert", help="folder for the weights and the results"
     )
-    return parser.parse_args()
+    options = parser.parse_args()
+    if min(options.layers, options.rounds, options.workers) < 1:
+        parser.error("--layers, --rounds and --workers must be at least 1")
+    return options
 
 
 def _progress(line: str) -> None:

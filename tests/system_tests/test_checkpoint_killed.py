@@ -12,7 +12,7 @@ from tests.system_tests import hugging_face
 from tests.system_tests.checkpoints import check_identical
 from tests.system_tests.launcher import environment, run
 
-KILLS = 6
+KILLS = 4
 
 
 @pytest.fixture(scope="module")

@@ -198,12 +198,13 @@ def check_trained(server: Server, folder: Path, flags: dict, processes: int, ckp
 @pytest.mark.parametrize(
     ("flags", "processes", "ckpt_format"),
     [
-        (TP2_PP2_EP2, 8, "torch_dist"),
+        pytest.param(TP2_PP2_EP2, 8, "torch_dist", marks=pytest.mark.slow),
+        (EP2, 2, "torch_dist"),
         (EP2 | {"bf16": True}, 2, "torch"),
         (TP2_SP | {"transformer_impl": "local"}, 2, "torch"),
         (PP2 | {"transformer_impl": "local", "moe_grouped_gemm": False, "bf16": True}, 2, "torch_dist"),
     ],
-    ids=["te-torch_dist", "te-torch", "local-torch", "local-torch_dist"],
+    ids=["te-eight-torch_dist", "te-torch_dist", "te-torch", "local-torch", "local-torch_dist"],
 )
 def test_trained_by_upstream(server: Server, tmp_path: Path, flags: dict, processes: int, ckpt_format: str) -> None:
     check_trained(server, tmp_path, flags, processes, ckpt_format)
