@@ -141,7 +141,8 @@ def test_everything_can_be_set_from_the_environment(script):
         **{"--context-parallel-size": "5", "--micro-batch-size": "6", "--global-batch-size": "720"},
         **{"--seq-length": "512", "--train-iters": "77", "--lr": "3e-4", "--min-lr": "3e-5", "--seed": "9"},
         **{"--lr-warmup-fraction": "0.2", "--tokenizer-model": "to ken", "--split": "9,1,0", "--save": "save"},
-        **{"--load": "save", "--pretrained-checkpoint": "load", "--tensorboard-dir": "board", "--data-cache-path": "cache", "--save-interval": "11"},
+        **{"--load": "save", "--pretrained-checkpoint": "load"},
+        **{"--tensorboard-dir": "board", "--data-cache-path": "cache", "--save-interval": "11"},
         **{"--eval-interval": "12", "--eval-iters": "13", "--log-interval": "14", "--num-workers": "1"},
     }
     if "mixtral" in script:
