@@ -60,6 +60,9 @@ check: venv
 bench: venv
 	@$(PY) -m benchmarks
 	@$(PY) -m benchmarks.npu_work
+	@$(PY) -m benchmarks.determinism
+	@$(PY) -m benchmarks.preprocess
+	@$(PY) -m benchmarks.convert
 
 clean:
 	rm -rf .venv .cache .mypy_cache .ruff_cache .pytest_cache build *.egg-info
