@@ -6,7 +6,8 @@ is a character or the result of a merge, so a boundary before a character that n
 in front is never crossed, and what is left of it does not change what is right of it. Texts are cut at these
 boundaries, and each word is encoded once.
 
-``▁`` stands for a space. Merges hold it inside of a piece only in runs, so a run of it starts a word as well.
+``▁`` stands for a space. Merges hold it inside of a piece only in runs, so a run of it starts a word as well. And most
+of these tokenizers have no piece of letters and punctuation, so that words are cut there too.
 """
 
 import json
@@ -116,14 +117,26 @@ def _words_of(settings: dict[str, Any]) -> re.Pattern[str] | None:
         return None  # bytes of unknown characters would merge
     if any(_may_appear(token) for token in settings["added_tokens"]):
         return None
-    pieces = ["".join(pair) for pair in merges]
+    return _pattern(["".join(pair) for pair in merges])
+
+
+def _pattern(pieces: Sequence[str]) -> re.Pattern[str]:
+    """Cut wherever none of the results of merges reaches across."""
     inside = {character for piece in pieces for character in piece[1:]}
-    start = "."
-    if not any(SPACE in piece.lstrip(SPACE) for piece in pieces):
-        inside.discard(SPACE)
-        start = f"(?:{SPACE}+|.)"
-    rest = f"[{re.escape(''.join(sorted(inside)))}]*" if inside else ""
-    return re.compile(f"(?s){start}{rest}")
+    bare = [piece.lstrip(SPACE) for piece in pieces]
+    if any(SPACE in piece for piece in bare):
+        return re.compile(f"(?s).{_any(inside)}*")
+    inside.discard(SPACE)
+    letters = {character for piece in bare for character in piece if character.isalpha()}
+    if letters and not any(0 < sum(map(letters.__contains__, piece)) < len(piece) for piece in bare):
+        # No merge joins letters and other characters, so that words end at punctuation too.
+        other = _any(letters | {SPACE}, "^")
+        return re.compile(f"{SPACE}*(?:{_any(letters)}+|{other}{_any(inside - letters)}*)|{SPACE}+")
+    return re.compile(f"(?s)(?:{SPACE}+|.){_any(inside)}*")
+
+
+def _any(characters: set[str], sign: str = "") -> str:
+    return f"[{sign}{re.escape(''.join(sorted(characters)))}]" if characters else "(?!)"
 
 
 def _may_appear(added_token: dict[str, Any]) -> bool:
