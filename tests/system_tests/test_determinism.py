@@ -1,16 +1,22 @@
 """Deterministic runs repeat themselves bit by bit: twice the same, and resumed as if never stopped.
 
-The quick selection trains two processes with expert parallelism; the slow one eight, in TP2 PP2 EP2.
+The quick selection trains two processes with expert parallelism; the slow one eight, in TP2 PP2 EP2. Twice the same is
+twice from the start; where only the numbers matter, a server forks the ranks.
 """
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from ascend_patch.run import BUNDLED
 from tests.system_tests import bits, releases
 from tests.system_tests.launcher import Run, train
+from tests.system_tests.megatron_server import Server
 from tests.system_tests.mixtral import EP2, TP2_PP2_EP2, tiny
+
+pytestmark = pytest.mark.xdist_group("logits")  # that of the server
 
 SAVED, LAST = 2, 4
 DROPOUT = {"attention_dropout": 0.1, "hidden_dropout": 0.1}
@@ -20,26 +26,26 @@ LAYOUTS = [
 ]
 
 
-def run(
-    folder: Path,
-    processes: int,
-    layout: dict,
-    *,
-    load: Path | None = None,
-    start: dict | None = None,
-    **changes: object,
-) -> Run:
-    """A deterministic run that leaves checkpoints and events in ``folder``."""
-    flags = {
-        **layout,
-        **DROPOUT,
-        "deterministic_mode": True,
-        "save": folder,
-        "save_interval": SAVED,
-        "train_iters": LAST,
-    }
-    flags |= {"tensorboard_dir": folder / "events", "tensorboard_log_interval": 1, "load": load or False, **changes}
-    return train(tiny(**flags), processes=processes, **(start or {})).succeeded()
+def flags(folder: Path, layout: dict, load: Path | None = None, **changes: object) -> list[str]:
+    """The arguments of a deterministic run that leaves checkpoints and events in ``folder``."""
+    own = {"deterministic_mode": True, "save": folder, "save_interval": SAVED, "train_iters": LAST}
+    events = {"tensorboard_dir": folder / "events", "tensorboard_log_interval": 1, "load": load or False}
+    return tiny(**{**layout, **DROPOUT, **own, **events, **changes})
+
+
+def run(folder: Path, processes: int, layout: dict, start: dict | None = None, **changes: object) -> Run:
+    """Such a run, in processes of its own."""
+    return train(flags(folder, layout, **changes), processes=processes, **(start or {})).succeeded()
+
+
+@pytest.fixture
+def forked(server: Server) -> Callable[..., Run]:
+    """The same in ranks that the server forks."""
+
+    def forked(folder: Path, processes: int, layout: dict, **changes: object) -> Run:
+        return server.run(BUNDLED, flags(folder, layout, **changes), processes=processes).succeeded()
+
+    return forked
 
 
 def check_equal(one: Path, other: Path, iterations: range) -> None:
@@ -69,10 +75,10 @@ def test_twice_the_same(tmp_path: Path, processes: int, layout: dict) -> None:
     assert "determinism.arguments" in said["patches"]["applied"]
 
 
-def test_another_seed_is_noticed(tmp_path: Path) -> None:
+def test_another_seed_is_noticed(tmp_path: Path, forked: Callable[..., Run]) -> None:
     """The comparison can fail: one number of the command line differs."""
     for seed in (1, 2):
-        run(tmp_path / str(seed), 1, {}, seed=seed, train_iters=SAVED)
+        forked(tmp_path / str(seed), 1, {}, seed=seed, train_iters=SAVED)
     one, other = (bits.tensors(tmp_path / str(seed), SAVED) for seed in (1, 2))
     assert one.keys() == other.keys()
     assert any(one[name] != other[name] for name in one)
@@ -81,12 +87,14 @@ def test_another_seed_is_noticed(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("checkpoint_format", ["torch_dist", pytest.param("torch", marks=pytest.mark.slow)])
 @pytest.mark.parametrize(("processes", "layout"), LAYOUTS)
-def test_resumed_as_if_never_stopped(tmp_path: Path, processes: int, layout: dict, checkpoint_format: str) -> None:
+def test_resumed_as_if_never_stopped(
+    tmp_path: Path, forked: Callable[..., Run], processes: int, layout: dict, checkpoint_format: str
+) -> None:
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    run(whole, processes, layout, ckpt_format=checkpoint_format)
+    forked(whole, processes, layout, ckpt_format=checkpoint_format)
     # The same schedule, left after SAVED iterations.
-    run(parts, processes, layout, ckpt_format=checkpoint_format, exit_interval=SAVED)
-    run(parts, processes, layout, ckpt_format=checkpoint_format, load=parts)
+    forked(parts, processes, layout, ckpt_format=checkpoint_format, exit_interval=SAVED)
+    forked(parts, processes, layout, ckpt_format=checkpoint_format, load=parts)
     # The first two iterations after a start share one accumulator in upstream's log: compare the last.
     check_equal(whole, parts, range(LAST, LAST + 1))
 
