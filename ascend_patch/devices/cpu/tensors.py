@@ -35,9 +35,11 @@ def install(substitutions: Substitutions) -> None:
 
 
 def _install_factories(substitutions: Substitutions) -> None:
-    # PyTorch's own list of functions that take a device. The call also fills its cache, which must hold the
-    # original functions: `with torch.device("meta")` recognises the factory it intercepts by them.
-    constructors = torch.utils._device._device_constructors()
+    # PyTorch's own list of functions that take a device. Its cache must hold the original functions, because
+    # `with torch.device("meta")` recognises the factory it intercepts by them: it is filled now. What it holds may be
+    # older, though, and of a moment when transformers had put its own linspace in the place of torch's.
+    torch.utils._device._device_constructors()
+    constructors = torch.utils._device._device_constructors.__wrapped__()
     names = {n for n, value in vars(torch).items() if isinstance(value, Hashable) and value in constructors}
     names |= {name for name in vars(torch) if name.endswith("_like")}
     for name in sorted(names):

@@ -18,6 +18,7 @@ from ascend_patch.data.preprocess import preprocess, read_documents, unfinished_
 from ascend_patch.data.sources import find_sources
 from ascend_patch.data.text import EMPTY, TextHandler
 from ascend_patch.data.tokenize import load_tokenizer
+from tests.interrupts import hear_interrupts
 from tests.unit_tests.data import upstream
 from tools.train.corpus import split_document
 
@@ -184,7 +185,7 @@ def test_a_killed_run(tokenizer_folder, tmp_path, number):
     arguments = ["--input", f"{tmp_path}/my.jsonl", "--output-prefix", f"{tmp_path}/out", "--workers", "2"]
     arguments += ["--tokenizer-model", str(tokenizer_folder), "--tokenizer-type", LIGHT, "--append-eod"]
     command = [sys.executable, "-c", SLOW_RUN.format(seconds=0.2), *arguments]
-    run = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    run = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, preexec_fn=hear_interrupts)
     state = tmp_path / "out.unfinished" / "state.json"
     deadline = time.monotonic() + 120
     while not (state.is_file() and json.loads(state.read_text())["chunks"] >= 3):

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from ascend_patch.checkpoint.convert import Options
+from tests.interrupts import hear_interrupts
 from tests.unit_tests.checkpoint import small_models
 from tests.unit_tests.checkpoint.small_models import MIXTRAL
 from tools.checkpoint import util
@@ -191,7 +192,7 @@ def test_an_interrupt_is_one_line_and_the_same_command_continues(original, tmp_p
         "os.pwrite = slowly\n"
     )
     environ = os.environ | {"PYTHONPATH": str(tmp_path)}
-    process = subprocess.Popen(command, env=environ, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(command, env=environ, stderr=subprocess.PIPE, text=True, preexec_fn=hear_interrupts)
     journal = tmp_path / "out.unfinished" / "conversion.journal"
     deadline = time.monotonic() + 120
     while not (journal.exists() and journal.read_text().count('"tensor"') > 5):

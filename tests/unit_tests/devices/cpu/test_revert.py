@@ -57,8 +57,8 @@ EXPECTED = {
     torch.cuda.random: "device_count current_device is_initialized _lazy_init",
     torch.cuda.memory: "memory_stats_as_nested_dict _snapshot _record_memory_history MemPool use_mem_pool",
     torch.cuda.nvtx: "range_push range_pop",
-    dist: "init_process_group new_group barrier all_gather reduce_scatter all_to_all",
-    c10d: "init_process_group new_group barrier all_gather reduce_scatter all_to_all",
+    dist: "init_process_group new_group barrier all_gather reduce_scatter all_to_all isend",
+    c10d: "init_process_group new_group barrier all_gather reduce_scatter all_to_all isend",
     device_mesh: "new_group",
     device_mesh.DeviceMesh: "__init__",
 }
@@ -131,3 +131,19 @@ def test_revert_without_install_does_nothing():
     before = picture()
     CpuDevice().revert()
     assert differences(before, picture()) == set()
+
+
+def test_a_factory_that_was_replaced_when_pytorch_made_its_list():
+    """As transformers does with linspace while it loads a model on the meta device."""
+    listed, linspace = torch.utils._device._device_constructors, torch.linspace
+    listed.cache_clear()
+    torch.linspace = lambda *args, **kwargs: linspace(*args, **kwargs)
+    listed()
+    torch.linspace = linspace
+    device = CpuDevice()
+    device.install()
+    try:
+        assert torch.linspace(0, 1, 3, device="cuda").device.type == "cpu"
+    finally:
+        device.revert()
+        listed.cache_clear()
