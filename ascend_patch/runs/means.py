@@ -129,10 +129,8 @@ def _span(process: Process, position: int, interval: int, first: int | None, bef
         if is_second:
             again = opening if opening.iteration == first else None
             return Span(line, first + 1 if again else first, again)
-    elif line.keeps_first:  # the opening line may be the first of a process, or the log begins in mid-run
-        if line is not opening and line.iteration - opening.iteration <= interval:
-            return Span(line, None)
-        if line is opening and interval != 1:
+    elif line.keeps_first:  # the opening line may be the process's first one, its second, or any other
+        if line is opening or line.iteration - opening.iteration <= interval:
             return Span(line, None)
     elif line is opening and process.loaded is None and interval > 1 and line.iteration != interval:
         return Span(line, None)  # the process may have begun within the interval
@@ -145,7 +143,7 @@ def _first_iteration(process: Process, interval: int) -> int | None:
     if process.loaded is not None and process.loaded < opening:
         return process.loaded + 1
     off_interval = bool(interval and opening % interval)
-    return opening if process.starts_here or opening == 1 or off_interval else None
+    return opening if opening == 1 or off_interval else None
 
 
 def _samples(span: Span, has_loss: bool) -> Iterator[tuple[str, Sample]]:

@@ -126,12 +126,10 @@ class Process:
     """One start of the training and what it logged.
 
     Attributes:
-        starts_here: its start is in the log; else the log may begin in mid-run.
         loaded: the iteration of the checkpoint that it resumed from, if the log tells.
         lines: in the order of their iterations.
     """
 
-    starts_here: bool
     loaded: int | None = None
     lines: list[Iteration] = field(default_factory=list)
 
@@ -182,7 +180,7 @@ class History:
             self.repeated.add(record.iteration)
         lines = self.processes[-1].lines if self.processes else []
         if not self.processes or (lines and record.iteration <= lines[-1].iteration):
-            self.processes.append(Process(starts_here=bool(self.processes)))
+            self.processes.append(Process())
         self.processes[-1].lines.append(record)
         self.iterations[record.iteration] = record
 
@@ -191,7 +189,7 @@ class History:
         if idle and record.prints_arguments:
             self.processes.remove(idle)  # it ended before it had trained an iteration
         if not idle or record.prints_arguments:
-            self.processes.append(Process(starts_here=True))
+            self.processes.append(Process())
         if record.loaded is not None:
             self.processes[-1].loaded = record.loaded
 

@@ -132,6 +132,15 @@ def test_a_loss_that_is_no_number_is_left_out_of_the_line_and_known_as_nan():
     assert samples == pytest.approx({1: 5.0, 2: 4.0, 4: 3.0})
 
 
+@pytest.mark.parametrize("skipped", [frozenset(), frozenset({2}), frozenset({1, 2})])
+def test_a_fresh_process_whose_first_line_is_lost(skipped):
+    """Its second line looks like the first of a process that resumed, and is the mean of two."""
+    fresh = Upstream().process({1: 5.0, 2: 4.0, 3: 9.0, 4: 3.0}, skipped)[1:]
+    found = samples_of(History.of(header(log_interval=1) + fresh))
+    assert found.unknown == {2, 3}
+    assert [(sample.last, sample.count) for sample in found.quantities[LOSS]] == [(4, 1)]
+
+
 def test_a_skipped_iteration_has_no_loss_even_where_zero_is_printed():
     lines = header(log_interval=1) + Upstream().process({1: 5.0, 2: 4.0, 3: 9.0, 4: 3.0}, frozenset({3}))
     assert "lm loss: 0.000000E+00" in lines[-2]

@@ -149,13 +149,13 @@ def test_processes_of_real_logs():
 def test_a_process_that_ended_before_it_trained_is_none():
     lines = [*header(8), *header(), iteration_line(1, 9.0)]
     (process,) = History.of(lines).processes
-    assert process.loaded is None and process.starts_here
+    assert process.loaded is None
 
 
 def test_going_back_is_a_start_and_going_on_is_none():
     lines = [iteration_line(i, 9.0) for i in (5, 6, 8, 9)] + [iteration_line(i, 8.0) for i in (7, 8)]
     first, second = History.of(lines).processes
-    assert not first.starts_here and second.starts_here
+    assert [line.iteration for line in first.lines] == [5, 6, 8, 9]
     assert [line.iteration for line in second.lines] == [7, 8]
 
 
