@@ -7,6 +7,7 @@ import platform
 import sys
 from pathlib import Path
 
+from ascend_patch.commands.options import positive, whole
 from benchmarks import activation, report, training
 from benchmarks.worker import ROOT, WorkerError
 from benchmarks.workload import DTYPES, MICRO_BATCH, MODEL
@@ -54,31 +55,24 @@ def _options() -> argparse.Namespace:
         prog="benchmarks", description="Side-by-side measurements; see benchmarks/."
     )
     parser.add_argument("--dtype", choices=DTYPES, action="append", help="only this one (default: both)")
-    parser.add_argument("--rounds", type=_positive, default=10, help="turns of each contestant")
-    parser.add_argument("--steps", type=_positive, default=2, help="training steps in a turn")
+    parser.add_argument("--rounds", type=positive, default=10, help="turns of each contestant")
+    parser.add_argument("--steps", type=positive, default=2, help="training steps in a turn")
     parser.add_argument(
-        "--warm-up", type=_positive, default=12, help="steps before the first round, not counted"
+        "--warm-up", type=positive, default=12, help="steps before the first round, not counted"
     )
     parser.add_argument(
         "--same-malloc", action="store_true", help="a and c get the settings of malloc that b has"
     )
     parser.add_argument(
-        "--threads", type=_positive, default=len(os.sched_getaffinity(0)), help="of each process"
+        "--threads", type=positive, default=len(os.sched_getaffinity(0)), help="of each process"
     )
     parser.add_argument(
-        "--import-pairs", type=int, default=10, help="of processes for the cost of activation; 0: none"
+        "--import-pairs", type=whole, default=10, help="of processes for the cost of activation; 0: none"
     )
     parser.add_argument(
         "--out", type=Path, default=ROOT / "runs" / "benchmark", help="folder for results and logs"
     )
     return parser.parse_args()
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{value} is not a positive whole number")
-    return value
 
 
 def _progress(line: str) -> None:

@@ -20,6 +20,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from ascend_patch.commands.options import positive
 from benchmarks import weights
 from benchmarks.report import write_json
 from benchmarks.statistics import Sample, ratios
@@ -244,17 +245,14 @@ def _verdict(is_met: bool) -> str:
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="benchmarks.convert", description="Conversions of weights, beside cp.")
-    parser.add_argument("--layers", type=int, default=4, help="of the model; each has 2.9 GB")
-    parser.add_argument("--rounds", type=int, default=2, help="turns of cp and of each conversion")
+    parser.add_argument("--layers", type=positive, default=4, help="of the model; each has 2.9 GB")
+    parser.add_argument("--rounds", type=positive, default=2, help="turns of cp and of each conversion")
     parser.add_argument("--ckpt-format", choices=("torch", "torch_dist"), default="torch")
-    parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)), help="of the conversion")
+    parser.add_argument("--workers", type=positive, default=len(os.sched_getaffinity(0)), help="of the conversion")
     parser.add_argument(
         "--out", type=Path, default=ROOT / "runs" / "convert", help="folder for the weights and the results"
     )
-    options = parser.parse_args()
-    if min(options.layers, options.rounds, options.workers) < 1:
-        parser.error("--layers, --rounds and --workers must be at least 1")
-    return options
+    return parser.parse_args()
 
 
 def _progress(line: str) -> None:

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
+from ascend_patch.commands.options import positive
 from benchmarks import contestants
 from benchmarks.report import write_json
 from benchmarks.statistics import Sample, ratios
@@ -75,10 +76,10 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="benchmarks.determinism", description="The cost of deterministic computing.")
     parser.add_argument("--dtype", choices=DTYPES, action="append", help="only this one (default: both)")
     parser.add_argument("--device", choices=("cpu", "cuda", "npu"), default="cpu")
-    parser.add_argument("--rounds", type=int, default=6, help="turns of each side")
-    parser.add_argument("--steps", type=int, default=2, help="training steps in a turn")
-    parser.add_argument("--warm-up", type=int, default=6, help="steps before the first round, not counted")
-    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="of each process")
+    parser.add_argument("--rounds", type=positive, default=6, help="turns of each side")
+    parser.add_argument("--steps", type=positive, default=2, help="training steps in a turn")
+    parser.add_argument("--warm-up", type=positive, default=6, help="steps before the first round, not counted")
+    parser.add_argument("--threads", type=positive, default=len(os.sched_getaffinity(0)), help="of each process")
     parser.add_argument("--out", type=Path, default=ROOT / "runs" / "benchmark" / "determinism", help="folder")
     return parser.parse_args()
 

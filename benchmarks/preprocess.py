@@ -25,6 +25,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from ascend_patch.commands.options import positive
 from benchmarks.report import write_json
 from benchmarks.statistics import Sample, ratios
 from benchmarks.worker import ROOT, WorkerError
@@ -214,10 +215,10 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="benchmarks.preprocess", description=__doc__)
     parser.add_argument("--megatron-path", type=Path, help="a Megatron-LM checkout, for upstream's own script")
     parser.add_argument("--corpus", type=Path, help="a .jsonl file with texts (default: what make train reads)")
-    parser.add_argument("--repeat", type=int, default=1, help="copies of the default corpus in the file")
+    parser.add_argument("--repeat", type=positive, default=1, help="copies of the default corpus in the file")
     parser.add_argument("--tokenizer", type=Path, help="a tokenizer's folder (default: Mixtral's)")
-    parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)), help="processes of each")
-    parser.add_argument("--rounds", type=int, default=5, help="turns of each")
+    parser.add_argument("--workers", type=positive, default=len(os.sched_getaffinity(0)), help="processes of each")
+    parser.add_argument("--rounds", type=positive, default=5, help="turns of each")
     parser.add_argument("--out", type=Path, default=ROOT / "runs" / "benchmark", help="folder for the results")
     return parser.parse_args()
 

@@ -29,6 +29,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ascend_patch import __version__
+from ascend_patch.commands.options import positive
 from ascend_patch.data import inspect
 from ascend_patch.data.errors import DataError
 from ascend_patch.data.handlers import DEFAULT_HANDLER, HANDLERS, HandlerOptions, create_handler
@@ -136,7 +137,7 @@ def _parser() -> argparse.ArgumentParser:
         "--txt-split", type=TxtSplit, choices=list(TxtSplit), default=TxtSplit.LINE, help="a document of a .txt file"
     )
     group.add_argument("--on-error", choices=("fail", "skip"), default="fail", help="a record that cannot be used")
-    group.add_argument("--max-record-mib", type=_positive, default=256, help="a longer record cannot be used")
+    group.add_argument("--max-record-mib", type=positive, default=256, help="a longer record cannot be used")
 
     group = parser.add_argument_group("tokens")
     group.add_argument(
@@ -152,7 +153,7 @@ def _parser() -> argparse.ArgumentParser:
     group.add_argument("--append-eod", action="store_true", help="end each document with its token")
 
     group = parser.add_argument_group("instructions")
-    group.add_argument("--seq-length", type=_positive, help="of the samples; longer conversations are cut")
+    group.add_argument("--seq-length", type=positive, help="of the samples; longer conversations are cut")
     group.add_argument("--pack", action="store_true", help="several conversations a document, as --seq-length allows")
     group.add_argument(
         "--prompt-template",
@@ -166,16 +167,9 @@ def _parser() -> argparse.ArgumentParser:
     group.add_argument("--restart", action="store_true", help="throw an interrupted run of other settings away")
 
     group = parser.add_argument_group("work")
-    group.add_argument("--workers", type=_positive, default=len(os.sched_getaffinity(0)), help="processes")
-    group.add_argument("--log-interval", type=_positive, default=1000, help="documents a line, without a terminal")
+    group.add_argument("--workers", type=positive, default=len(os.sched_getaffinity(0)), help="processes")
+    group.add_argument("--log-interval", type=positive, default=1000, help="documents a line, without a terminal")
     return parser
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{value} is not a positive whole number")
-    return value
 
 
 if __name__ == "__main__":

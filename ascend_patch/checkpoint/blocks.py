@@ -16,7 +16,7 @@ import torch
 
 from ascend_patch.checkpoint.errors import CheckpointError
 from ascend_patch.checkpoint.shape import ModelShape
-from ascend_patch.checkpoint.stored import Piece
+from ascend_patch.checkpoint.stored import Piece, dtype_name
 
 BLOCK_BYTES = 16 << 20
 
@@ -84,12 +84,13 @@ class Files:
             os.close(descriptor)
 
     def read(self, path: Path, position: int, memory: memoryview) -> None:
-        """Fill ``memory``.
+        """Fill ``memory``, and let the kernel forget the bytes: they are read once, and others need its memory.
 
         Raises:
             CheckpointError: the file cannot be read, or ends too early.
         """
         try:
+            start, length = position, len(memory)
             while memory:
                 count = os.preadv(self._descriptor(path), [memory], position)
                 if not count:
@@ -98,6 +99,7 @@ class Files:
                         f"tensor at byte {position:,}: it is truncated. Copy or download it again."
                     )
                 memory, position = memory[count:], position + count
+            os.posix_fadvise(self._descriptor(path), start, length, os.POSIX_FADV_DONTNEED)
         except OSError as error:
             raise CheckpointError(f"{self._name}: {path} cannot be read: {error.strerror}.") from error
 
@@ -228,7 +230,7 @@ class BlockReader:
         if lost.numel():
             raise CheckpointError(
                 f"{self._matrix.name}: {lost.numel()} numbers of {_where(piece)} in {piece.tensor.file}, such as "
-                f"{lost[0].item():g}, do not fit {_short(converted.dtype)}. Use --params-dtype bf16 or fp32."
+                f"{lost[0].item():g}, do not fit {dtype_name(converted.dtype)}. Use --params-dtype bf16 or fp32."
             )
 
 
@@ -304,7 +306,3 @@ def _overlap(one: tuple[int, int], other: tuple[int, int]) -> bool:
 
 def _where(piece: Piece) -> str:
     return f"[{piece.rows[0]}:{piece.rows[1]}, {piece.cols[0]}:{piece.cols[1]}]"
-
-
-def _short(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")

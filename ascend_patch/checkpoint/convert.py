@@ -17,7 +17,7 @@ from ascend_patch.checkpoint.layout import Layout, virtual_stages
 from ascend_patch.checkpoint.manifest import Manifest
 from ascend_patch.checkpoint.progress import Progress, Silent
 from ascend_patch.checkpoint.shape import ModelShape
-from ascend_patch.checkpoint.stored import Checkpoint
+from ascend_patch.checkpoint.stored import Checkpoint, dtype_name
 from ascend_patch.checkpoint.unfinished import Work, write
 from ascend_patch.checkpoint.verify import verify
 
@@ -123,7 +123,7 @@ def _plan(options: Options, progress: Progress) -> Work:
     experts = f"{shape.num_experts} experts, " if shape.num_experts else ""
     progress.say(
         f"{source.folder}: {'Mixtral' if experts else 'Mistral'}, {shape.num_layers} layers, {experts}"
-        f"{len(source.pieces)} tensors, {_name(source.dtype)}."
+        f"{len(source.pieces)} tensors, {dtype_name(source.dtype)}."
     )
     if source.fill:
         progress.say(f"The vocabulary has {source.shape.vocab_size} tokens; the rows after them are padding.")
@@ -145,7 +145,7 @@ def _to_huggingface(
         source,
         dtype,
         _origin(options, source),
-        {"type": "huggingface", "dtype": _name(dtype)},
+        {"type": "huggingface", "dtype": dtype_name(dtype)},
         lambda folder: huggingface.create(folder, shape, dtype),
         lambda folder: side_files.copy(files, folder, options.tokenizer),
         lambda folder: side_files.write_config(config, folder),
@@ -168,7 +168,7 @@ def _to_megatron(
     padded = padded_vocab_size(shape.vocab_size, options.make_vocab_size_divisible_by, options.tensor)
     target = {
         "type": "megatron",
-        "dtype": _name(dtype),
+        "dtype": dtype_name(dtype),
         "format": options.ckpt_format,
         **asdict(options.build),
         "vocab_size": shape.vocab_size,
@@ -234,7 +234,3 @@ def _check_same(folder: Path, work: Work) -> None:
             f"{folder} exists already, and is of another conversion: {'; '.join(changed[:5])}. It is left as it is: "
             f"remove it, or name another --save-dir. To verify it nevertheless, leave --load-dir out."
         )
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")

@@ -12,10 +12,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
-import torch
-
 from ascend_patch.checkpoint.errors import CheckpointError
-from ascend_patch.checkpoint.stored import Checkpoint, Piece, StoredTensor
+from ascend_patch.checkpoint.stored import Checkpoint, Piece, StoredTensor, dtype_name, dtype_named
 
 NAME = "conversion.journal"
 
@@ -125,7 +123,7 @@ class Journal:
     def _describe_piece(self, piece: Piece) -> list:
         tensor = piece.tensor
         file = str(tensor.file.relative_to(self._folder))
-        return [file, tensor.offset, tensor.shape, str(tensor.dtype), piece.rows, piece.cols, piece.at]
+        return [file, tensor.offset, tensor.shape, dtype_name(tensor.dtype), piece.rows, piece.cols, piece.at]
 
     def _restore(self, tensors: Mapping[str, list]) -> dict[str, list[Piece]]:
         return {name: [self._restore_piece(*piece) for piece in pieces] for name, pieces in tensors.items()}
@@ -133,7 +131,7 @@ class Journal:
     def _restore_piece(
         self, file: str, offset: int, shape: list, dtype: str, rows: list, cols: list, at: list
     ) -> Piece:
-        tensor = StoredTensor(self._folder / file, offset, tuple(shape), getattr(torch, dtype.removeprefix("torch.")))
+        tensor = StoredTensor(self._folder / file, offset, tuple(shape), dtype_named(dtype))
         return Piece(tensor, (rows[0], rows[1]), (cols[0], cols[1]), (at[0], at[1]))
 
 

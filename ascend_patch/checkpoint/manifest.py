@@ -12,7 +12,7 @@ import torch
 from ascend_patch import __version__
 from ascend_patch.checkpoint.errors import CheckpointError
 from ascend_patch.checkpoint.shape import ModelShape
-from ascend_patch.checkpoint.stored import Checkpoint
+from ascend_patch.checkpoint.stored import Checkpoint, dtype_name, dtype_named
 
 NAME = "conversion.json"
 
@@ -34,7 +34,7 @@ class Manifest:
 
     def write(self, folder: Path, source: Checkpoint) -> None:
         """Write conversion.json. Each tensor is listed with the files of ``source`` that it came from."""
-        dtype = _name(self.dtype)
+        dtype = dtype_name(self.dtype)
         tensors = {
             name: {
                 "shape": shape,
@@ -72,7 +72,7 @@ class Manifest:
                 content["source"],
                 content["target"],
                 ModelShape(**content["shape"]),
-                getattr(torch, content["dtype"]),
+                dtype_named(content["dtype"]),
                 {name: entry["sha256"] for name, entry in content["tensors"].items()},
             )
         except OSError as error:
@@ -81,7 +81,3 @@ class Manifest:
             ) from error
         except (ValueError, LookupError, TypeError, AttributeError) as error:
             raise CheckpointError(f"{file} is damaged ({error}). Convert again.") from error
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from ascend_patch.checkpoint.errors import CheckpointError
+from ascend_patch.checkpoint.stored import dtype_name
 
 EMBEDDING, FINAL_NORM, HEAD = "model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"
 
@@ -156,7 +157,7 @@ class ModelShape:
             "tie_word_embeddings": self.tied,
             "bos_token_id": 1,
             "eos_token_id": 2,
-            "torch_dtype": str(dtype).removeprefix("torch."),
+            "torch_dtype": dtype_name(dtype),
         }
 
 

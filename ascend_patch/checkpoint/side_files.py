@@ -14,6 +14,7 @@ import torch
 
 from ascend_patch.checkpoint.errors import CheckpointError
 from ascend_patch.checkpoint.shape import ModelShape
+from ascend_patch.checkpoint.stored import dtype_name
 
 KEPT_IN = "huggingface"
 """The folder of a Megatron-LM checkpoint that holds them."""
@@ -103,7 +104,7 @@ def config(folder: Path | None, shape: ModelShape, dtype: torch.dtype) -> dict[s
             f"Name the folder of the original model with --hf-folder."
         )
     name = "dtype" if "dtype" in found else "torch_dtype"
-    return found | {"vocab_size": shape.vocab_size, name: str(dtype).removeprefix("torch.")}
+    return found | {"vocab_size": shape.vocab_size, name: dtype_name(dtype)}
 
 
 def write_config(content: dict[str, Any], folder: Path) -> None:

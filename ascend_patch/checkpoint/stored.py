@@ -21,6 +21,20 @@ DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 """The dtypes of weights that can be read and written."""
 
 
+def dtype_name(dtype: torch.dtype) -> str:
+    """As Hugging Face's config.json has it: "bfloat16"."""
+    return str(dtype).removeprefix("torch.")
+
+
+def dtype_named(name: str) -> torch.dtype:
+    """The dtype that :func:`dtype_name` names so.
+
+    Raises:
+        AttributeError: there is none.
+    """
+    return getattr(torch, name)
+
+
 @dataclass(frozen=True)
 class StoredTensor:
     """A tensor in a file: row-major, contiguous, little-endian.

@@ -19,6 +19,9 @@ from pathlib import Path
 import numpy as np
 
 MAGIC = b"MMIDIDX\x00\x00"
+VERSION = 1
+#: What the table above has before the arrays.
+HEADER = struct.Struct("<9sQBQQ")
 DTYPE_CODES = {np.dtype(np.uint16): 8, np.dtype(np.int32): 4}
 BLOCK = 1 << 20
 
@@ -33,7 +36,7 @@ def write_index(path: Path, dtype: np.dtype, lengths: Path, documents: Path) -> 
     """
     sequences, count = lengths.stat().st_size // 4, documents.stat().st_size // 4
     with path.open("wb") as file:
-        file.write(MAGIC + struct.pack("<QBQQ", 1, DTYPE_CODES[dtype], sequences, count + 1))
+        file.write(HEADER.pack(MAGIC, VERSION, DTYPE_CODES[dtype], sequences, count + 1))
         for block in _blocks(lengths):
             file.write(block.data)
         begin = 0

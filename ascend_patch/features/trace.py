@@ -9,7 +9,7 @@ from ascend_patch.engine.patch import Environment, Patch
 
 def train_step(original: Callable) -> Callable:
     """``train_step`` that records the steps of ``ASCEND_PATCH_TRACE`` and leaves the others alone."""
-    discarded = False
+    trace, discarded = Config.from_environment().trace, False
 
     @wraps(original)
     def traced(forward_step_func, data_iterator, model, optimizer, *args, **kwargs):
@@ -19,7 +19,7 @@ def train_step(original: Callable) -> Callable:
         from ascend_patch.trace import store
         from ascend_patch.trace.job import recorded
 
-        trace, step = Config.from_environment().trace, get_args().curr_iteration + 1
+        step = get_args().curr_iteration + 1
         if trace is not None and not discarded:
             store.discard(trace.folder, [number for number in trace.steps if number >= step], rank())
             discarded = True

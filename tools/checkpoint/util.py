@@ -32,6 +32,7 @@ from typing import TYPE_CHECKING, Any
 
 # torch takes seconds to import: only once the command line is known to be good.
 from ascend_patch.checkpoint.errors import CheckpointError
+from ascend_patch.commands.options import positive, whole
 
 if TYPE_CHECKING:
     from ascend_patch.checkpoint.convert import Kind, Options
@@ -239,20 +240,6 @@ def to_options(options: argparse.Namespace) -> "Options":
         **sizes,
         **{name: getattr(options, name) for name in same.split()},
     )
-
-
-def positive(text: str) -> int:
-    """A number from 1 on."""
-    if (number := whole(text)) < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not at least 1")
-    return number
-
-
-def whole(text: str) -> int:
-    """A number from 0 on."""
-    if not text.isascii() or not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number")
-    return int(text)
 
 
 def default_workers() -> int:

@@ -5,6 +5,7 @@ import json
 import pytest
 import safetensors
 import torch
+import transformers
 
 from ascend_patch.checkpoint.errors import CheckpointError
 from ascend_patch.checkpoint.shape import ModelShape
@@ -15,7 +16,6 @@ MISTRAL = ModelShape(3, 48, 40, 6, 3, 10, 37, rotary_base=1e4, max_position_embe
 
 @pytest.mark.parametrize("shape", [MIXTRAL, MISTRAL], ids=["mixtral", "mistral"])
 def test_transformers_saves_these_tensors_and_this_config(shape, tmp_path):
-    transformers = pytest.importorskip("transformers")
     (tmp_path / "config.json").write_text(json.dumps(shape.to_hf(torch.bfloat16)))
     config = transformers.AutoConfig.from_pretrained(tmp_path)
     assert config.dtype == torch.bfloat16
@@ -56,7 +56,6 @@ def test_config_of_transformers_4():
 def test_a_key_that_is_left_out_means_what_it_means_to_transformers():
     config = MISTRAL.to_hf(torch.float32)
     del config["sliding_window"], config["tie_word_embeddings"], config["max_position_embeddings"]
-    transformers = pytest.importorskip("transformers")
     theirs = transformers.MistralConfig.from_dict(config)
     ours = ModelShape.from_hf(config)
     assert (ours.sliding_window, ours.tied) == (theirs.sliding_window, theirs.tie_word_embeddings)

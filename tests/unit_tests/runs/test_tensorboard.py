@@ -3,6 +3,7 @@
 import re
 
 import pytest
+from torch.utils.tensorboard import SummaryWriter
 
 from ascend_patch.runs import tensorboard
 from ascend_patch.runs.compare import Tolerance, compare
@@ -11,12 +12,10 @@ from ascend_patch.runs.read import read
 from ascend_patch.runs.run import GRAD_NORM, LOSS, RunError
 from tests.unit_tests.runs.logs import LOGS
 
-summary_writer = pytest.importorskip("torch.utils.tensorboard").SummaryWriter
-
 
 def record(folder, losses, batch=8, name="", times=None):
     """One process's events; ``times`` are those of the losses, default a quarter of a second apart."""
-    with summary_writer(folder, filename_suffix=name) as writer:
+    with SummaryWriter(folder, filename_suffix=name) as writer:
         for argument, value in {"seq_length": 128, "world_size": 2, "bf16": True}.items():
             writer.add_text(argument, str(value), global_step=min(losses) - 1)
         for iteration, loss in losses.items():
@@ -81,7 +80,7 @@ def test_folders_of_several_runs(tmp_path):
 def test_a_folder_without_losses(tmp_path):
     with pytest.raises(RunError, match="without TensorBoard's event files"):
         read(tmp_path)
-    with summary_writer(tmp_path) as writer:
+    with SummaryWriter(tmp_path) as writer:
         writer.add_scalar("accuracy", 1.0, 1)
     with pytest.raises(RunError, match="without a series `lm loss`"):
         read(tmp_path)
@@ -92,7 +91,7 @@ def test_a_log_and_the_folder_of_the_same_run_are_equal(tmp_path):
     whole = History.of((LOGS / "resumed.log").open())
     losses = {i: line.loss for i, line in History.of((LOGS / "cpu.log").open()).iterations.items()}
     losses[2] = 2 * losses[2] - losses[1]
-    with summary_writer(tmp_path) as writer:
+    with SummaryWriter(tmp_path) as writer:
         for iteration, loss in losses.items():
             writer.add_scalar("lm loss", loss + 4e-7 * (-1) ** iteration, iteration)
     comparison = compare(read(tmp_path), read(LOGS / "resumed.log"), {"": Tolerance()})
