@@ -2,6 +2,8 @@
 
 All ranks of a job usually fail alike. Rank 0 speaks at once; the others keep quiet until the launcher has had
 the time to end them, and speak only if it has not, because then the failure is theirs alone.
+
+An error of the communication between ranks keeps its traceback, and a paragraph that says what it means comes after it.
 """
 
 import sys
@@ -13,6 +15,12 @@ from ascend_patch.engine.errors import AscendPatchError, DeclarationError
 
 #: How long a rank other than 0 waits for the launcher to end it, in seconds. torchrun looks ten times a second.
 PATIENCE = 5.0
+
+_UNREACHABLE = (
+    "rank {rank} lost another rank: {error}. Either that rank has ended, and the output of the one that failed first has "
+    "the cause, or the network between the nodes is down. --distributed-timeout-minutes is how long a rank waits. The "
+    "same command goes on from the last checkpoint, if --load names the folder of --save."
+)
 
 
 def install() -> None:
@@ -35,10 +43,23 @@ class _Hook:
         own = find(error)
         if own is None:
             self.previous(kind, error, traceback)
+            if is_of_communication(error):
+                print(f"ascend_patch: {_UNREACHABLE.format(rank=rank(), error=_first_line(error))}", file=sys.stderr)
             return
         if rank() != 0:
             time.sleep(PATIENCE)
         print(f"ascend_patch: {own}", file=sys.stderr, flush=True)
+
+
+def is_of_communication(error: BaseException) -> bool:
+    """Whether a rank could not be reached: an error of Gloo, which only its text tells, or of NCCL and HCCL."""
+    return isinstance(error, RuntimeError) and (
+        "/gloo/transport/" in str(error) or type(error).__name__ == "DistBackendError"
+    )
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).partition("\n")[0].rpartition("] ")[2].rstrip(".")
 
 
 def find(error: BaseException | None) -> AscendPatchError | None:

@@ -5,18 +5,20 @@ library's advice, or, for an unreadable checkpoint, with exit status 0. Nothing 
 accepts: files are checked where upstream would read past their end, the rest is explained after it failed.
 """
 
+import os
+import socket
 import struct
+import sys
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
 
+from ascend_patch.config import rank
 from ascend_patch.engine.errors import AscendPatchError
 from ascend_patch.engine.patch import Patch
 from ascend_patch.features.conditions import without_transformer_engine
 
-_MAGIC = b"MMIDIDX\x00\x00"
-#: Magic, version, code of the token type, numbers of sequences and of document boundaries.
-_HEADER = struct.Struct("<9sQBQQ")
+#: By the code of the token type.
 _TOKEN_BYTES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 8, 7: 4, 8: 2}
 #: For each sequence an int32 length and an int64 pointer; for each document boundary an int64.
 _SEQUENCE_BYTES, _BOUNDARY_BYTES = 4 + 8, 8
@@ -32,6 +34,8 @@ def check_dataset(prefix: str, multimodal: bool = False) -> None:
     Raises:
         AscendPatchError: a file is missing, of another format, or shorter than it says itself.
     """
+    from ascend_patch.data.index import HEADER, MAGIC, VERSION
+
     index, data = Path(f"{prefix}.idx"), Path(f"{prefix}.bin")
     missing = [str(path) for path in (index, data) if not path.is_file()]
     if missing:
@@ -41,20 +45,20 @@ def check_dataset(prefix: str, multimodal: bool = False) -> None:
             "prepare the data with tools/preprocess_data.py."
         )
     with index.open("rb") as stream:
-        header = stream.read(_HEADER.size)
-        if len(header) < _HEADER.size or not header.startswith(_MAGIC):
+        header = stream.read(HEADER.size)
+        if len(header) < HEADER.size or not header.startswith(MAGIC):
             raise AscendPatchError(
                 f"{index} ({index.stat().st_size} bytes) does not begin as an index of an indexed dataset does "
-                f"({_HEADER.size} bytes, the first of them {_MAGIC!r}): it is of another format, or was cut off while "
+                f"({HEADER.size} bytes, the first of them {MAGIC!r}): it is of another format, or was cut off while "
                 f"it was written. {_AGAIN}"
             )
-        _, version, code, sequences, boundaries = _HEADER.unpack(header)
-        if version != 1 or code not in _TOKEN_BYTES:
+        _, version, code, sequences, boundaries = HEADER.unpack(header)
+        if version != VERSION or code not in _TOKEN_BYTES:
             raise AscendPatchError(
-                f"{index} states version {version} and token type {code}; version 1 and token types "
+                f"{index} states version {version} and token type {code}; version {VERSION} and token types "
                 f"{min(_TOKEN_BYTES)} to {max(_TOKEN_BYTES)} exist. {_AGAIN}"
             )
-        expected = _HEADER.size + sequences * (_SEQUENCE_BYTES + multimodal) + boundaries * _BOUNDARY_BYTES
+        expected = HEADER.size + sequences * (_SEQUENCE_BYTES + multimodal) + boundaries * _BOUNDARY_BYTES
         if index.stat().st_size < expected:
             raise AscendPatchError(
                 f"{index} is cut off: for the {sequences} sequences that it states it needs {expected} bytes and has "
@@ -62,9 +66,9 @@ def check_dataset(prefix: str, multimodal: bool = False) -> None:
             )
         if sequences == 0:
             raise AscendPatchError(f"{index} holds no sequences: there is nothing to train on. {_AGAIN}")
-        stream.seek(_HEADER.size + (sequences - 1) * 4)
+        stream.seek(HEADER.size + (sequences - 1) * 4)
         (length,) = struct.unpack("<i", stream.read(4))
-        stream.seek(_HEADER.size + sequences * 4 + (sequences - 1) * 8)
+        stream.seek(HEADER.size + sequences * 4 + (sequences - 1) * 8)
         (pointer,) = struct.unpack("<q", stream.read(8))
     needed = pointer + length * _TOKEN_BYTES[code]
     if data.stat().st_size < needed:
@@ -148,6 +152,34 @@ def load_checkpoint(original: Callable) -> Callable:
             raise AscendPatchError(_unloadable(load_arg, "a file of it cannot be read, see above.")) from end
 
     return load
+
+
+def read_metadata(original: Callable) -> Callable:
+    """``read_metadata`` that can read latest_checkpointed_iteration.txt after a kill in the moment of its writing.
+
+    Upstream empties the file and then writes the number into it, when all of the checkpoint is on disk: while it is
+    empty, the newest checkpoint is complete.
+    """
+
+    @wraps(original)
+    def read(tracker_filename):
+        tracker = Path(tracker_filename)
+        if tracker.is_file() and not tracker.read_text(errors="replace").strip():
+            newest = max((int(folder.name[5:]) for folder in tracker.parent.glob("iter_" + 7 * "[0-9]")), default=None)
+            if newest is not None:
+                # Every rank comes here, and some may find it written by others already.
+                unfinished = tracker.with_name(f"{tracker.name}.{socket.gethostname()}.{os.getpid()}")
+                unfinished.write_text(str(newest))
+                unfinished.replace(tracker)
+                if rank() == 0:
+                    print(
+                        f"ascend_patch: {tracker} was empty, because the process that wrote it was killed. The newest "
+                        f"checkpoint, of iteration {newest}, was complete by then: it is loaded.",
+                        file=sys.stderr,
+                    )
+        return original(tracker_filename)
+
+    return read
 
 
 def _unloadable(load_arg: str, reason: str) -> str:
@@ -245,6 +277,19 @@ PATCHES = (
             "torch.distributed.checkpoint that does not name it."
         ),
         remove_when="upstream raises an error that names the checkpoint.",
+    ),
+    Patch(
+        id="inputs.tracker",
+        target="megatron.training.checkpointing:read_metadata",
+        impl=f"{_HERE}:read_metadata",
+        mode="wrap",
+        upstream=">=0.17,<0.20",
+        reason=(
+            "A kill while latest_checkpointed_iteration.txt is written leaves it empty, and a completed checkpoint is "
+            "not found."
+        ),
+        remove_when="upstream replaces the file instead of writing into it.",
+        consumers=("megatron.training.checkpointing:save_checkpoint",),
     ),
     Patch(
         id="inputs.fp8",

@@ -22,6 +22,7 @@ MASTER_ADDR=${MASTER_ADDR:-localhost}
 MASTER_PORT=${MASTER_PORT:-6000}
 NNODES=${NNODES:-1}
 NODE_RANK=${NODE_RANK:-0}
+MAX_RESTARTS=${MAX_RESTARTS:-0}
 WORLD_SIZE=$((GPUS_PER_NODE * NNODES))
 
 # ---- parallel sizes
@@ -54,6 +55,7 @@ DISTRIBUTED_ARGS=(
     --node-rank "$NODE_RANK"
     --master-addr "$MASTER_ADDR"
     --master-port "$MASTER_PORT"
+    --max-restarts "$MAX_RESTARTS" # of all processes, from the last checkpoint, when one of them ended
 )
 
 # What every model of this family has.

@@ -82,6 +82,7 @@ ROWS = (
             "inputs.fp8",
             "inputs.split",
             "inputs.tokenizer",
+            "inputs.tracker",
         ),
         why="these only refuse or explain: one run without all of them",
     ),
@@ -103,6 +104,7 @@ ELSEWHERE = {
     "instruction.packed_batches": "for the script of 0.17 alone: `make test-checkouts` with such a checkout",
     "moe.router_gemm": "for 0.16 alone, whose wheel has no training loop: `make test-checkouts` with such a checkout",
     "trace.train_step": "tests/system_tests/test_trace.py: for traced runs alone",
+    "restarts.store": "tests/system_tests/test_crash.py: without it a restarted job hangs",
     "process_groups.hccl_options": "tests/unit_tests/features/test_process_groups.py: for npu alone",
 }
 

@@ -45,6 +45,21 @@ def test_everything_else_keeps_its_traceback(
     assert capsys.readouterr().err == ""
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[/pytorch/third_party/gloo/gloo/transport/tcp/unbound_buffer.cc:78] Timed out waiting 60000ms for recv",
+        "[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]:46295",
+    ],
+)
+def test_a_lost_rank_is_explained(others: list[type], capsys: pytest.CaptureFixture, text: str) -> None:
+    sys.excepthook(RuntimeError, RuntimeError(text), None)
+    assert others == [RuntimeError]
+    said = capsys.readouterr().err
+    assert said.startswith(f"ascend_patch: rank 0 lost another rank: {text.partition('] ')[2]}. Either")
+    assert said.count("\n") == 1
+
+
 def test_other_ranks_wait(others: list[type], capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
     waited: list[float] = []
     monkeypatch.setattr(failure.time, "sleep", waited.append)

@@ -129,6 +129,7 @@ def test_mistral_sees_4096_tokens_and_mixtral_all():
 def test_everything_can_be_set_from_the_environment(script):
     variables = {
         **{"GPUS_PER_NODE": "4", "NNODES": "3", "NODE_RANK": "2", "MASTER_ADDR": "10.0.0.1", "MASTER_PORT": "6123"},
+        **{"MAX_RESTARTS": "4"},
         **{"TP": "2", "PP": "3", "EP": "4", "CP": "5", "MICRO_BATCH": "6", "GLOBAL_BATCH": "720", "SEQ_LENGTH": "512"},
         **{"TRAIN_ITERS": "77", "LR": "3e-4", "MIN_LR": "3e-5", "LR_WARMUP_FRACTION": "0.2", "SEED": "9"},
         **{"DATA_PATH": "0.3 a_text_document 0.7 b_text_document", "TOKENIZER_MODEL": "to ken", "SPLIT": "9,1,0"},
@@ -145,6 +146,7 @@ def test_everything_can_be_set_from_the_environment(script):
         **{"--tensorboard-dir": "board", "--data-cache-path": "cache", "--save-interval": "11"},
         **{"--eval-interval": "12", "--eval-iters": "13", "--log-interval": "14", "--num-workers": "1"},
     }
+    flags["--max-restarts"] = "4"
     if "mixtral" in script:
         flags["--expert-model-parallel-size"] = "4"
     words = dry_run(script, **variables)

@@ -148,6 +148,28 @@ def test_checkpoint_that_loads(arguments: SimpleNamespace) -> None:
     )
 
 
+@pytest.mark.parametrize(("content", "read"), [("", 4), ("\n", 4), ("2", 2), ("release", 0)])
+def test_a_tracker_that_was_being_written(arguments: SimpleNamespace, content: str, read: int) -> None:
+    """Upstream's own function reads what we leave it."""
+    from megatron.training.checkpointing import read_metadata
+
+    tracker = Path(arguments.load) / "latest_checkpointed_iteration.txt"
+    tracker.write_text(content)
+    found, release = inputs.read_metadata(read_metadata)(str(tracker))
+    assert (found, release) == (read, content == "release")
+    assert sorted(path.name for path in tracker.parent.iterdir()) == ["iter_0000002", "iter_0000004", tracker.name]
+
+
+def test_an_empty_tracker_alone_is_upstreams_to_refuse(tmp_path: Path) -> None:
+    from megatron.training.checkpointing import read_metadata
+
+    tracker = tmp_path / "latest_checkpointed_iteration.txt"
+    tracker.touch()
+    with pytest.raises(SystemExit):
+        inputs.read_metadata(read_metadata)(str(tracker))
+    assert tracker.read_text() == ""
+
+
 @pytest.mark.parametrize(
     ("error", "reason"),
     [
