@@ -3,6 +3,8 @@
 # make test-npu the half of it that runs on the simulated NPU
 # make test-all the same with what takes longest: every release with 8 processes and both checkpoint formats, every
 #               layout on the simulated NPU
+# make system-test       determinism, crashes, layouts, transformers as the reference, two nodes, the simulated NPU, all of
+#               it with a report: runs/system-test/report.md
 # make test-checkouts MEGATRON_PATHS="DIR ..."  train the stock pretrain_gpt.py of Megatron-LM checkouts, on the cpu
 #               device and on the simulated NPU
 # make check    ruff and mypy
@@ -12,7 +14,7 @@
 # Each sets up .venv on first use.
 
 .DEFAULT_GOAL := help
-.PHONY: help venv megatron train test test-host test-npu test-all test-checkouts check bench clean
+.PHONY: help venv megatron train test test-host test-npu test-all system-test test-checkouts check bench clean
 
 PY := .venv/bin/python
 
@@ -48,6 +50,15 @@ test-npu: megatron
 test-all: megatron
 	@$(PYTEST) -m "not checkouts and not npu and not simulator" $(ARGS) $(OR_NONE)
 	@$(ON_NPU) $(PYTEST) -m "not checkouts and (npu or simulator)" $(ARGS) $(OR_NONE)
+
+SYSTEM_RECORDS := runs/system-test/host.json runs/system-test/npu.json
+
+# The report is made of what has failed, too, and says so.
+system-test: megatron
+	@rm -f $(SYSTEM_RECORDS)
+	-@$(PYTEST) tests/system_tests -m "system and not npu" --records $(word 1,$(SYSTEM_RECORDS)) $(ARGS)
+	-@$(ON_NPU) $(PYTEST) tests/system_tests -m "system and npu" --records $(word 2,$(SYSTEM_RECORDS)) $(ARGS)
+	@$(PY) -m tests.system_tests.report runs/system-test $(SYSTEM_RECORDS)
 
 test-checkouts: venv
 	@$(PY) -m pytest -m "checkouts and not npu" tests/system_tests $(MEGATRON_PATHS:%=--megatron-path %) $(ARGS)

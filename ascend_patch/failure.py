@@ -17,9 +17,9 @@ from ascend_patch.engine.errors import AscendPatchError, DeclarationError
 PATIENCE = 5.0
 
 _UNREACHABLE = (
-    "rank {rank} lost another rank: {error}. Either that rank has ended, and the output of the one that failed first has "
-    "the cause, or the network between the nodes is down. --distributed-timeout-minutes is how long a rank waits. The "
-    "same command goes on from the last checkpoint, if --load names the folder of --save."
+    "rank {rank} lost another rank: {error}. Either that rank has ended, and the output of the rank that failed first "
+    "has the cause, or the network between the nodes is down. --distributed-timeout-minutes is how long a rank waits. "
+    "The same command goes on from the last checkpoint, if --load names the folder of --save."
 )
 
 

@@ -13,11 +13,31 @@ _RUN_STATE = ("common_state", "rerun_state_machine_state")  # paths and times
 
 def scalars(folder: Path) -> dict[str, dict[int, str]]:
     """Name -> iteration -> value as a hexadecimal float, from TensorBoard's events (logs print six digits)."""
+    return {name: {step: value.hex() for step, value in numbers(folder, name).items()} for name in SCALARS}
+
+
+def numbers(folder: Path, name: str) -> dict[int, float]:
+    """Iteration -> logged scalar; of an iteration that a resumed run repeats, the later one."""
     events = EventAccumulator(str(folder), size_guidance={"scalars": 0}).Reload()
-    found = {name: {entry.step: entry.value.hex() for entry in events.Scalars(name)} for name in SCALARS}
-    if not all(found.values()):
-        raise ValueError(f"{folder} has no events of {[name for name, values in found.items() if not values]}")
-    return found
+    return {entry.step: entry.value for entry in events.Scalars(name)}
+
+
+def differing_scalars(folder: Path, other: Path, iteration: int) -> list[str]:
+    """Names of what two runs, whose events are in ``events``, did not log the same of ``iteration``."""
+    logged, expected = (scalars(each / "events") for each in (folder, other))
+    return [name for name in SCALARS if logged[name][iteration] != expected[name][iteration]]
+
+
+def differing_tensors(folder: Path, other: Path, iteration: int) -> list[str]:
+    """Names and places of what is not the same in two checkpoints.
+
+    Raises:
+        ValueError: they do not hold the same tensors, or next to none.
+    """
+    found, expected = (tensors(each, iteration) for each in (folder, other))
+    if found.keys() != expected.keys() or len(found) <= 20:
+        raise ValueError(f"{folder} has {len(found)} tensors, {other} {len(expected)}.")
+    return [name for name in found if found[name] != expected[name]]
 
 
 def tensors(checkpoint: Path, iteration: int) -> dict[str, str]:

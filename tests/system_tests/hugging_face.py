@@ -44,17 +44,22 @@ MISTRAL_V01 = _DENSE | {"sliding_window": 7, "rope_theta": 1e4}
 MISTRAL_V03 = _DENSE | {"vocab_size": 32768, "hidden_size": 32, "num_hidden_layers": 2, "num_key_value_heads": 2}
 
 
-def random_model(**shape: object) -> torch.nn.Module:
-    """A Mixtral, or a Mistral where there are no experts, whose logits depend on every parameter.
-
-    The initialisation of transformers is so small that experts and heads could be swapped without a trace.
-    """
+def untrained_model(**shape: object) -> torch.nn.Module:
+    """A Mixtral, or a Mistral where there are no experts, as transformers initialises it."""
     from transformers import MistralConfig, MistralForCausalLM, MixtralConfig, MixtralForCausalLM
 
     Config, Model = (
         (MixtralConfig, MixtralForCausalLM) if "num_local_experts" in shape else (MistralConfig, MistralForCausalLM)
     )
-    model = Model(Config(**shape, bos_token_id=1, eos_token_id=2, tie_word_embeddings=False))
+    return Model(Config(**shape, bos_token_id=1, eos_token_id=2, tie_word_embeddings=False))
+
+
+def random_model(**shape: object) -> torch.nn.Module:
+    """The same, but its logits depend on every parameter.
+
+    The initialisation of transformers is so small that experts and heads could be swapped without a trace.
+    """
+    model = untrained_model(**shape)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if parameter.dim() == 1:

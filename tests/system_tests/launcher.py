@@ -1,22 +1,29 @@
 """Starting a training job as a user does, and reading what it printed.
 
-A job is a process group of its own: whatever a test does to it, or however long it hangs, nothing of it is left.
+A job's processes have a mark in their environment: whatever a test does to them, or however long they hang, nothing is
+left. (A process group would not do: torchrun gives each rank one of its own, and a rank that is killed leaves those
+processes behind in which upstream saves its checkpoints.)
 """
 
 import os
 import re
-import signal
 import socket
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
+from typing import TextIO
+
+import psutil
 
 ROOT = Path(__file__).resolve().parents[2]
 
+_MARK = "SYSTEM_TEST_JOB"
 _LINE = re.compile(r"iteration +(\d+)/ *\d+ \|(.*)")
 _FIELD = re.compile(r" ([a-z_ ]+): +([-+.\dENan]+) (?=\|)")
 _OURS = re.compile(r"^(?:\[rank\d+\]: )?ascend_patch: .*$", re.MULTILINE)  # torch.distributed adds the rank
@@ -111,7 +118,7 @@ def train(
     Args:
         processes: 1 starts Python directly, which saves torchrun's own start; more go through torchrun.
         megatron: folder to put before the installed Megatron.
-        watch: called with every line of output and the id of the process group, while the job runs.
+        watch: called with every line of output and the id of the job's first process, while the job runs.
     """
     settings = dict(variables or {})
     entry = ["-m", "ascend_patch.run"]
@@ -134,10 +141,11 @@ def run(
     watch: Callable[[str, int], object] | None = None,
 ) -> Run:
     """Run ``command`` in an empty folder; both streams end in one text. After ``timeout`` seconds it is killed."""
-    with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryFile("w+") as log:
+    mark = f"{os.getpid()}-{time.monotonic_ns()}"
+    with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryFile("w+") as log, ThreadPoolExecutor(1) as reader:
         process = subprocess.Popen(
             command,
-            env=dict(variables),
+            env={**variables, _MARK: mark},
             cwd=folder,
             stdin=subprocess.DEVNULL,
             stdout=log if watch is None else subprocess.PIPE,
@@ -145,17 +153,16 @@ def run(
             text=True,
             start_new_session=True,
         )
+        watched = reader.submit(_watch, process, log, watch) if watch is not None else None
         try:
-            if watch is not None:
-                for line in process.stdout:
-                    log.write(line)
-                    watch(line, process.pid)
             process.wait(timeout)
         except subprocess.TimeoutExpired:
-            log.write(f"\nkilled by the test after {timeout} s\n")
+            print(f"\nkilled by the test after {timeout} s", file=log, flush=True)
         finally:
-            _kill_group(process.pid)
+            _kill_marked(mark)
             process.wait()
+        if watched is not None:
+            watched.result()
         log.seek(0)
         return Run(" ".join(command), process.returncode, log.read())
 
@@ -169,8 +176,23 @@ def single_process() -> dict[str, str]:
     return {**ranks, "MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
 
 
-def _kill_group(group: int) -> None:
+def _watch(process: subprocess.Popen, log: TextIO, watch: Callable[[str, int], object]) -> None:
+    """Until all that hold the other end of the pipe have ended."""
+    for line in process.stdout:
+        log.write(line)
+        watch(line, process.pid)
+
+
+def _kill_marked(mark: str) -> None:
+    """Kill every process with this mark, until none is left that could have started another."""
+    while found := [process for process in psutil.process_iter() if _mark_of(process) == mark]:
+        for process in found:
+            process.kill()
+        psutil.wait_procs(found, timeout=5)
+
+
+def _mark_of(process: psutil.Process) -> str | None:
     try:
-        os.killpg(group, signal.SIGKILL)
-    except ProcessLookupError:
-        return
+        return None if process.status() == psutil.STATUS_ZOMBIE else process.environ().get(_MARK)
+    except psutil.Error:
+        return None  # it has ended, or is another user's

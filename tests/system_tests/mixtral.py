@@ -54,6 +54,16 @@ PP2 = {"pipeline_model_parallel_size": 2}
 TP2_PP2_EP2 = TP2_SP | PP2 | EP2
 
 
+def title(layout: dict) -> str:
+    """ "TP2 PP2 EP2" for the flags of such a layout."""
+    sizes = {
+        "".join(word[0] for word in name.removesuffix("_parallel_size").split("_") if word != "model"): size
+        for name, size in layout.items()
+        if name.endswith("_parallel_size")
+    }
+    return " ".join(f"{name.upper()}P{size}" for name, size in sizes.items()) or "one process"
+
+
 def tiny(**changes: object) -> list[str]:
     """Command line of the tiny Mixtral; ``flag=False`` leaves a flag out, ``flag=value`` sets or adds it.
 

@@ -76,18 +76,14 @@ def train_on(device: str, layout: str, precision: str, weights: Path, **start: o
     return run, json.loads(report.read_text())
 
 
-def difference(run: Run, reference: Run) -> list[Decimal]:
-    """Relative difference of each iteration's printed loss."""
-    assert sorted(run.iterations) == sorted(reference.iterations) == list(range(1, ITERATIONS + 1)), run.tail()
-    pairs = [(run.iterations[i].loss, reference.iterations[i].loss) for i in sorted(run.iterations)]
-    return [abs(one / other - 1) for one, other in pairs]
+def losses(run: Run) -> list[float]:
+    """Of every iteration, as printed."""
+    return [float(run.iterations[i].loss) for i in sorted(run.iterations)]
 
 
-def check_parity(run: Run, reference: Run, precision: str) -> None:
-    """The losses agree, and both runs learn."""
-    differences, tolerance = difference(run, reference), TOLERANCES[precision]
-    assert differences[0] <= tolerance.first, differences
-    assert max(differences) <= tolerance.all, differences
+def check_learned(run: Run) -> None:
+    """It logged every iteration, and learned."""
+    assert sorted(run.iterations) == list(range(1, ITERATIONS + 1)), run.tail()
     assert run.iterations[ITERATIONS].loss < run.iterations[1].loss - Decimal("0.2")
 
 

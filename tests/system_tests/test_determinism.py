@@ -14,9 +14,10 @@ from ascend_patch.run import BUNDLED
 from tests.system_tests import bits, releases
 from tests.system_tests.launcher import Run, train
 from tests.system_tests.megatron_server import Server
-from tests.system_tests.mixtral import EP2, TP2_PP2_EP2, tiny
+from tests.system_tests.mixtral import EP2, TP2_PP2_EP2, tiny, title
+from tests.system_tests.report import Compared
 
-pytestmark = pytest.mark.xdist_group("logits")  # that of the server
+pytestmark = [pytest.mark.system, pytest.mark.xdist_group("logits")]  # that of the server
 
 SAVED, LAST = 2, 4
 DROPOUT = {"attention_dropout": 0.1, "hidden_dropout": 0.1}
@@ -48,26 +49,21 @@ def forked(server: Server) -> Callable[..., Run]:
     return forked
 
 
-def check_equal(one: Path, other: Path, iterations: range) -> None:
-    """Every logged scalar of ``iterations``, and every tensor and state saved after the last of them."""
-    first, second = (bits.scalars(folder / "events") for folder in (one, other))
-    for name in bits.SCALARS:
-        logged = [
-            {number: value for number, value in run[name].items() if number in iterations} for run in (first, second)
-        ]
-        assert logged[0] == logged[1], name
-        assert sorted(logged[0]) == list(iterations)
-    first, second = (bits.tensors(folder, LAST) for folder in (one, other))
-    assert first.keys() == second.keys()
-    assert len(first) > 20
-    assert {name for name in first if first[name] != second[name]} == set()
+def differing(one: Path, other: Path, iterations: range) -> list[str]:
+    """The logged scalars of ``iterations`` and the tensors and states saved after the last that are not the same."""
+    found = [name for number in iterations for name in bits.differing_scalars(one, other, number)]
+    return found + bits.differing_tensors(one, other, LAST)
 
 
 @pytest.mark.parametrize(("processes", "layout"), LAYOUTS)
-def test_twice_the_same(tmp_path: Path, processes: int, layout: dict) -> None:
+def test_twice_the_same(tmp_path: Path, compared: Compared, processes: int, layout: dict) -> None:
     for name in ("one", "other"):
         run(tmp_path / name, processes, layout)
-    check_equal(tmp_path / "one", tmp_path / "other", range(1, LAST + 1))
+    compared.differing(
+        f"Twice the same, {title(layout)}, dropout",
+        "tensors and scalars that differ",
+        differing(tmp_path / "one", tmp_path / "other", range(1, LAST + 1)),
+    )
     (manifest,) = (tmp_path / "one" / "manifests").iterdir()
     said = json.loads(manifest.read_text())
     assert said["arguments"]["hidden_dropout"] == 0.1
@@ -79,16 +75,19 @@ def test_another_seed_is_noticed(tmp_path: Path, forked: Callable[..., Run]) -> 
     """The comparison can fail: one number of the command line differs."""
     for seed in (1, 2):
         forked(tmp_path / str(seed), 1, {}, seed=seed, train_iters=SAVED)
-    one, other = (bits.tensors(tmp_path / str(seed), SAVED) for seed in (1, 2))
-    assert one.keys() == other.keys()
-    assert any(one[name] != other[name] for name in one)
-    assert bits.scalars(tmp_path / "1" / "events") != bits.scalars(tmp_path / "2" / "events")
+    assert bits.differing_tensors(tmp_path / "1", tmp_path / "2", SAVED)
+    assert bits.differing_scalars(tmp_path / "1", tmp_path / "2", SAVED)
 
 
 @pytest.mark.parametrize("checkpoint_format", ["torch_dist", pytest.param("torch", marks=pytest.mark.slow)])
 @pytest.mark.parametrize(("processes", "layout"), LAYOUTS)
 def test_resumed_as_if_never_stopped(
-    tmp_path: Path, forked: Callable[..., Run], processes: int, layout: dict, checkpoint_format: str
+    tmp_path: Path,
+    compared: Compared,
+    forked: Callable[..., Run],
+    processes: int,
+    layout: dict,
+    checkpoint_format: str,
 ) -> None:
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     forked(whole, processes, layout, ckpt_format=checkpoint_format)
@@ -96,7 +95,11 @@ def test_resumed_as_if_never_stopped(
     forked(parts, processes, layout, ckpt_format=checkpoint_format, exit_interval=SAVED)
     forked(parts, processes, layout, ckpt_format=checkpoint_format, load=parts)
     # The first two iterations after a start share one accumulator in upstream's log: compare the last.
-    check_equal(whole, parts, range(LAST, LAST + 1))
+    compared.differing(
+        f"Resumed and never stopped, {title(layout)}, dropout, {checkpoint_format}",
+        "tensors and scalars that differ",
+        differing(whole, parts, range(LAST, LAST + 1)),
+    )
 
 
 @pytest.mark.parametrize("release", [releases.TRAINABLE[0]])
@@ -111,4 +114,4 @@ def test_the_variable_does_what_the_flag_does(tmp_path: Path, release: str) -> N
         start=start | {"variables": {"ASCEND_PATCH_DETERMINISTIC": "1"}},
         deterministic_mode=False,
     )
-    check_equal(tmp_path / "flag", tmp_path / "variable", range(1, LAST + 1))
+    assert differing(tmp_path / "flag", tmp_path / "variable", range(1, LAST + 1)) == []

@@ -4,13 +4,15 @@ Some of the cases run always; `make test-all` runs every layout on every release
 checkouts with their own `pretrain_gpt.py`.
 """
 
-from collections.abc import Callable
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
 from tests.system_tests import parity, releases
+from tests.system_tests.mixtral import title
+from tests.system_tests.report import Compared
 
 pytestmark = [pytest.mark.npu, pytest.mark.usefixtures("npu_device"), pytest.mark.timeout(1200)]
 
@@ -25,37 +27,46 @@ ALWAYS = {
 
 def _cases() -> list:
     cases = [(r, layout, p) for r in releases.TRAINABLE for layout in parity.LAYOUTS for p in parity.PRECISIONS]
-    return [
-        pytest.param(*case, id="-".join(case), marks=[] if case in ALWAYS else [pytest.mark.slow]) for case in cases
-    ]
+    return [pytest.param(*case, id="-".join(case), marks=list(_marks(case))) for case in cases]
+
+
+def _marks(case: tuple[str, str, str]) -> Iterator[pytest.MarkDecorator]:
+    if case not in ALWAYS:
+        yield pytest.mark.slow
+    if case[0] == NEWEST:
+        yield pytest.mark.system
 
 
 @pytest.mark.parametrize(("release", "layout", "precision"), _cases())
 def test_parity_with_the_cpu_device(
-    release: str, layout: str, precision: str, tmp_path: Path, record_property: Callable[[str, object], None]
+    release: str, layout: str, precision: str, tmp_path: Path, compared: Compared
 ) -> None:
-    check(layout, precision, tmp_path, record_property, megatron=releases.folder(release))
+    check(layout, precision, tmp_path, compared, release, megatron=releases.folder(release))
 
 
 @pytest.mark.checkouts
 @pytest.mark.parametrize("precision", parity.PRECISIONS)
 @pytest.mark.parametrize("layout", parity.LAYOUTS)
-def test_checkout(
-    checkout: Path, layout: str, precision: str, tmp_path: Path, record_property: Callable[[str, object], None]
-) -> None:
+def test_checkout(checkout: Path, layout: str, precision: str, tmp_path: Path, compared: Compared) -> None:
     """Unmodified checkouts, stock script, GPU flags."""
-    check(layout, precision, tmp_path, record_property, megatron=checkout, script=checkout / "pretrain_gpt.py")
+    check(layout, precision, tmp_path, compared, checkout.name, megatron=checkout, script=checkout / "pretrain_gpt.py")
 
 
-def check(layout: str, precision: str, folder: Path, record: Callable[[str, object], None], **start: object) -> None:
+def check(layout: str, precision: str, folder: Path, compared: Compared, release: str, **start: object) -> None:
     processes, _ = parity.LAYOUTS[layout]
     if processes > torch.npu.device_count():
         pytest.skip(f"{layout} needs {processes} NPUs, there are {torch.npu.device_count()}")
     weights = parity.save_weights(folder, precision, **start)
     reference, _ = parity.train_on("cpu", layout, precision, weights, **start)
     run, report = parity.train_on("npu", layout, precision, weights, **start)
-    for device, trained in (("cpu", reference), ("npu", run)):
-        record(f"losses on {device}", " ".join(str(i.loss) for i in trained.iterations.values()))
-    record("largest relative difference", f"{max(parity.difference(run, reference)):.1e}")
-    parity.check_parity(run, reference, precision)
+    parity.check_learned(reference)
+    parity.check_learned(run)
+    tolerance = parity.TOLERANCES[precision]
+    compared.losses(
+        f"NPU and cpu, {title(parity.LAYOUTS[layout][1])}, {precision}, {release}",
+        ("npu", parity.losses(run)),
+        ("cpu", parity.losses(reference)),
+        float(tolerance.first),
+        float(tolerance.all),
+    )
     parity.check_npu_ran(report)
