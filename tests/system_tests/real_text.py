@@ -1,0 +1,24 @@
+"""The real text of `make train`, in Mixtral's own tokens, as the arguments of a training job."""
+
+from functools import cache
+
+from tests.system_tests.launcher import ROOT
+from tools.train.corpus import prepare_dataset, prepare_tokenizer
+
+DATA = ROOT / "data"
+VOCABULARY = 32000
+
+
+@cache
+def flags() -> dict[str, object]:
+    """For :func:`mixtral.tiny`; the text is fetched on first use."""
+    return {
+        "mock_data": False,
+        "data_path": prepare_dataset(DATA).prefix,
+        "split": "98,1,1",
+        "num_workers": 0,
+        "vocab_size": False,
+        "tokenizer_type": "HuggingFaceTokenizer",
+        "tokenizer_model": prepare_tokenizer(DATA),
+        "make_vocab_size_divisible_by": 1,
+    }
