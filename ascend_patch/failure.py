@@ -16,6 +16,9 @@ from ascend_patch.engine.errors import AscendPatchError, DeclarationError
 #: How long a rank other than 0 waits for the launcher to end it, in seconds. torchrun looks ten times a second.
 PATIENCE = 5.0
 
+#: Of torch.distributed, which is not imported for this.
+_LOST_KINDS = ("DistStoreError", "DistNetworkError")
+_LOST_TEXTS = ("Timed out waiting", "Connection closed by peer", "Connection reset by peer", "connectFullMesh failed")
 _UNREACHABLE = (
     "rank {rank} lost another rank: {error}. Either that rank has ended, and the output of the rank that failed first "
     "has the cause, or the network between the nodes is down. --distributed-timeout-minutes is how long a rank waits. "
@@ -44,7 +47,8 @@ class _Hook:
         if own is None:
             self.previous(kind, error, traceback)
             if is_of_communication(error):
-                print(f"ascend_patch: {_UNREACHABLE.format(rank=rank(), error=_first_line(error))}", file=sys.stderr)
+                said = str(error).partition("\n")[0].rstrip(".")
+                print(f"ascend_patch: {_UNREACHABLE.format(rank=rank(), error=said)}", file=sys.stderr)
             return
         if rank() != 0:
             time.sleep(PATIENCE)
@@ -52,14 +56,10 @@ class _Hook:
 
 
 def is_of_communication(error: BaseException) -> bool:
-    """Whether a rank could not be reached: an error of Gloo, which only its text tells, or of NCCL and HCCL."""
-    return isinstance(error, RuntimeError) and (
-        "/gloo/transport/" in str(error) or type(error).__name__ == "DistBackendError"
+    """Whether another rank could not be reached: a timeout of the store, or what Gloo says then."""
+    return type(error).__name__ in _LOST_KINDS or (
+        isinstance(error, RuntimeError) and any(text in str(error) for text in _LOST_TEXTS)
     )
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).partition("\n")[0].rpartition("] ")[2].rstrip(".")
 
 
 def find(error: BaseException | None) -> AscendPatchError | None:

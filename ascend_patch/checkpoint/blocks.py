@@ -7,6 +7,7 @@ buffer. A value whose dtype stays is copied as the bytes it is; not even the pay
 import errno
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
@@ -84,7 +85,7 @@ class Files:
             os.close(descriptor)
 
     def read(self, path: Path, position: int, memory: memoryview) -> None:
-        """Fill ``memory``, and let the kernel forget the bytes: they are read once, and others need its memory.
+        """Fill ``memory``, and let the kernel forget the bytes: looking for room for others costs time.
 
         Raises:
             CheckpointError: the file cannot be read, or ends too early.
@@ -99,7 +100,8 @@ class Files:
                         f"tensor at byte {position:,}: it is truncated. Copy or download it again."
                     )
                 memory, position = memory[count:], position + count
-            os.posix_fadvise(self._descriptor(path), start, length, os.POSIX_FADV_DONTNEED)
+            with suppress(OSError):  # of a file system that does not know it: it is advice
+                os.posix_fadvise(self._descriptor(path), start, length, os.POSIX_FADV_DONTNEED)
         except OSError as error:
             raise CheckpointError(f"{self._name}: {path} cannot be read: {error.strerror}.") from error
 

@@ -27,12 +27,12 @@ def dtype_name(dtype: torch.dtype) -> str:
 
 
 def dtype_named(name: str) -> torch.dtype:
-    """The dtype that :func:`dtype_name` names so.
+    """The one of :data:`DTYPES` that :func:`dtype_name` names so.
 
     Raises:
-        AttributeError: there is none.
+        LookupError: there is none.
     """
-    return getattr(torch, name)
+    return {dtype_name(dtype): dtype for dtype in DTYPES}[name]
 
 
 @dataclass(frozen=True)

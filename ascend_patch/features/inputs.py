@@ -5,8 +5,6 @@ library's advice, or, for an unreadable checkpoint, with exit status 0. Nothing 
 accepts: files are checked where upstream would read past their end, the rest is explained after it failed.
 """
 
-import os
-import socket
 import struct
 import sys
 from collections.abc import Callable
@@ -16,6 +14,7 @@ from pathlib import Path
 from ascend_patch.config import rank
 from ascend_patch.engine.errors import AscendPatchError
 from ascend_patch.engine.patch import Patch
+from ascend_patch.failure import is_of_communication
 from ascend_patch.features.conditions import without_transformer_engine
 
 #: By the code of the token type.
@@ -138,6 +137,10 @@ def load_checkpoint(original: Callable) -> Callable:
             return original(ddp_model, optimizer, opt_param_scheduler, load_arg, *rest, **kwargs)
         except AscendPatchError:
             raise
+        except RuntimeError as error:
+            if is_of_communication(error):  # not the checkpoint's fault
+                raise
+            raise AscendPatchError(_unloadable(load_arg, _in_short(error))) from error
         except CheckpointException as error:
             first, _ = error.failures[min(error.failures)]
             raise AscendPatchError(_unloadable(load_arg, _in_short(first))) from error
@@ -158,28 +161,33 @@ def read_metadata(original: Callable) -> Callable:
     """``read_metadata`` that can read latest_checkpointed_iteration.txt after a kill in the moment of its writing.
 
     Upstream empties the file and then writes the number into it, when all of the checkpoint is on disk: while it is
-    empty, the newest checkpoint is complete.
+    empty, the checkpoint that was written last is complete.
     """
 
     @wraps(original)
     def read(tracker_filename):
         tracker = Path(tracker_filename)
         if tracker.is_file() and not tracker.read_text(errors="replace").strip():
-            newest = max((int(folder.name[5:]) for folder in tracker.parent.glob("iter_" + 7 * "[0-9]")), default=None)
-            if newest is not None:
+            written = max(tracker.parent.glob("iter_" + 7 * "[0-9]"), key=_time_of_writing, default=None)
+            if written is not None:
                 # Every rank comes here, and some may find it written by others already.
-                unfinished = tracker.with_name(f"{tracker.name}.{socket.gethostname()}.{os.getpid()}")
-                unfinished.write_text(str(newest))
+                unfinished = tracker.with_name(f"{tracker.name}.{rank()}")
+                unfinished.write_text(str(int(written.name.removeprefix("iter_"))))
                 unfinished.replace(tracker)
                 if rank() == 0:
                     print(
-                        f"ascend_patch: {tracker} was empty, because the process that wrote it was killed. The newest "
-                        f"checkpoint, of iteration {newest}, was complete by then: it is loaded.",
+                        f"ascend_patch: {tracker} was empty, because the process that wrote it was killed. {written}, "
+                        "which was written last, was complete by then: it is loaded.",
                         file=sys.stderr,
                     )
         return original(tracker_filename)
 
     return read
+
+
+def _time_of_writing(folder: Path) -> float:
+    """Of what was written last in a checkpoint; a folder's own time does not change with its files."""
+    return max(path.stat().st_mtime for path in (folder, *folder.rglob("*")))
 
 
 def _unloadable(load_arg: str, reason: str) -> str:

@@ -3,6 +3,7 @@
 import hashlib
 from pathlib import Path
 
+import numpy as np
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.distributed.checkpoint import FileSystemReader
@@ -20,6 +21,12 @@ def numbers(folder: Path, name: str) -> dict[int, float]:
     """Iteration -> logged scalar; of an iteration that a resumed run repeats, the later one."""
     events = EventAccumulator(str(folder), size_guidance={"scalars": 0}).Reload()
     return {entry.step: entry.value for entry in events.Scalars(name)}
+
+
+def differing(folder: Path, other: Path, iterations: range) -> list[str]:
+    """What was not logged the same in the iterations, and what is not the same in the checkpoint of the last."""
+    logged = [name for number in iterations for name in differing_scalars(folder, other, number)]
+    return logged + differing_tensors(folder, other, iterations[-1])
 
 
 def differing_scalars(folder: Path, other: Path, iteration: int) -> list[str]:
@@ -72,3 +79,6 @@ def _leaves(value, name: str):
     elif isinstance(value, (list, tuple)):
         for place, inner in enumerate(value):
             yield from _leaves(inner, f"{name}/{place}")
+    else:
+        content = value.tobytes() if isinstance(value, np.ndarray) else repr(value).encode()
+        yield name, hashlib.sha256(content).hexdigest()

@@ -12,6 +12,8 @@ from tests.system_tests.launcher import ROOT, Run, environment, single_process
 
 LAST, INTERVAL = 6, 2
 """The iterations of a run, and of those between two checkpoints."""
+RESUMED = range(INTERVAL + 1, LAST + 1)
+"""What is trained again after a crash that loses the second checkpoint; events before it may not have been written."""
 COMMAND = ["bash", str(ROOT / "examples" / "mixtral" / "pretrain_mixtral_tiny.sh")]
 SIZES = {
     "NUM_LAYERS": 2,

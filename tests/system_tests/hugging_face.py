@@ -45,7 +45,12 @@ MISTRAL_V03 = _DENSE | {"vocab_size": 32768, "hidden_size": 32, "num_hidden_laye
 
 
 def untrained_model(**shape: object) -> torch.nn.Module:
-    """A Mixtral, or a Mistral where there are no experts, as transformers initialises it."""
+    """A Mixtral, or a Mistral where there are no experts, as transformers initialises it, with a new seed each time."""
+    print(f"torch.manual_seed({torch.seed()})")
+    return _model(**shape)
+
+
+def _model(**shape: object) -> torch.nn.Module:
     from transformers import MistralConfig, MistralForCausalLM, MixtralConfig, MixtralForCausalLM
 
     Config, Model = (
@@ -55,11 +60,11 @@ def untrained_model(**shape: object) -> torch.nn.Module:
 
 
 def random_model(**shape: object) -> torch.nn.Module:
-    """The same, but its logits depend on every parameter.
+    """A Mixtral, or a Mistral where there are no experts, whose logits depend on every parameter.
 
     The initialisation of transformers is so small that experts and heads could be swapped without a trace.
     """
-    model = untrained_model(**shape)
+    model = _model(**shape)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if parameter.dim() == 1:

@@ -14,6 +14,7 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
@@ -187,7 +188,8 @@ def _kill_marked(mark: str) -> None:
     """Kill every process with this mark, until none is left that could have started another."""
     while found := [process for process in psutil.process_iter() if _mark_of(process) == mark]:
         for process in found:
-            process.kill()
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
         psutil.wait_procs(found, timeout=5)
 
 

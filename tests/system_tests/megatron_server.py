@@ -6,6 +6,7 @@ with a job on its standard input, a line with the exit code on its standard outp
 as ``__main__``, with the arguments, the environment and the process groups of any other job.
 """
 
+import ctypes
 import importlib
 import json
 import os
@@ -16,8 +17,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TextIO
+
+import psutil
 
 from tests.system_tests.launcher import ROOT, Run, environment, single_process
 
@@ -97,6 +101,7 @@ def main() -> None:
 
     for name in IMPORTED:
         importlib.import_module(name)
+    _adopt_orphans()
     threads = os.listdir("/proc/self/task")
     if len(threads) > 1:
         sys.exit(f"The imports started {len(threads) - 1} threads; a process with threads must not fork.")
@@ -109,12 +114,11 @@ def _run(words: list[str], processes: int, log: str, timeout: float) -> int:
     """Fork the ranks and wait for them; returns the exit code of the first that failed, or 0."""
     address = single_process()
     with open(log, "a") as stream:
-        ranks = {_fork(words, rank, processes, address, stream): rank for rank in range(processes)}
         try:
-            return _wait(set(ranks), time.monotonic() + timeout, stream)
+            ranks = {_fork(words, rank, processes, address, stream) for rank in range(processes)}
+            return _wait(ranks, time.monotonic() + timeout, stream)
         finally:
-            for process in ranks:
-                _end(process)
+            _end_all()
 
 
 def _fork(words: list[str], rank: int, processes: int, address: dict[str, str], log: TextIO) -> int:
@@ -158,13 +162,22 @@ def _wait(running: set[int], deadline: float, log: TextIO) -> int:
     return 0
 
 
-def _end(process: int) -> None:
-    """Kill a rank that is still there."""
-    try:
-        os.kill(process, signal.SIGKILL)
-        os.waitpid(process, 0)
-    except (ProcessLookupError, ChildProcessError):
-        return  # it has ended, and was waited for
+def _adopt_orphans() -> None:
+    """Become the parent of what a killed rank leaves behind: the processes in which upstream saves, 0.3 GB each.
+
+    See prctl(2), PR_SET_CHILD_SUBREAPER.
+    """
+    if ctypes.CDLL(None, use_errno=True).prctl(36, 1, 0, 0, 0):
+        raise OSError(ctypes.get_errno(), "prctl")
+
+
+def _end_all() -> None:
+    """Kill all that is there of a job."""
+    while found := psutil.Process().children(recursive=True):
+        for process in found:
+            with suppress(psutil.NoSuchProcess):  # a child's child, which it has waited for
+                process.kill()
+        psutil.wait_procs(found)
 
 
 if __name__ == "__main__":

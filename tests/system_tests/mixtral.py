@@ -61,6 +61,8 @@ def title(layout: dict) -> str:
         for name, size in layout.items()
         if name.endswith("_parallel_size")
     }
+    if "num_layers_per_virtual_pipeline_stage" in layout:
+        sizes["vp"] = 2  # stages of each rank, in these tests
     return " ".join(f"{name.upper()}P{size}" for name, size in sizes.items()) or "one process"
 
 

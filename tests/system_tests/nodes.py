@@ -22,10 +22,10 @@ class Node:
     def __init__(self) -> None:
         self._holder = subprocess.Popen(["unshare", "--net", "sleep", "infinity"], stderr=subprocess.PIPE, text=True)
         own, its = (Path(f"/proc/{name}/ns/net") for name in ("self", self._holder.pid))
-        while os.readlink(its) == os.readlink(own):
-            if self._holder.poll() is not None:
-                raise NoNodes(self._holder.stderr.read())
+        while self._holder.poll() is None and os.readlink(its) == os.readlink(own):
             time.sleep(0.01)
+        if self._holder.poll() is not None:
+            raise NoNodes(self._holder.stderr.read())
 
     @property
     def pid(self) -> int:
@@ -69,7 +69,8 @@ class Cluster:
             raise NoNodes(f"{', '.join(missing)} not found")
         self.nodes: list[Node] = []
         try:
-            self.nodes += [Node() for _ in self.ADDRESSES]
+            for _ in self.ADDRESSES:
+                self.nodes.append(Node())
             first, second = self.nodes
             peer = ("peer", "name", INTERFACE, "netns", str(second.pid))
             first.ip("link", "add", "name", INTERFACE, "type", "veth", *peer)

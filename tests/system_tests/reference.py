@@ -37,7 +37,7 @@ class Training:
     clip: float = 1.0
     balance: float = 1e-2
 
-    def flags(self) -> dict[str, object]:
+    def flags(self, has_experts: bool) -> dict[str, object]:
         """The same for Megatron, for :func:`mixtral.tiny`."""
         return {
             "train_iters": self.iterations,
@@ -51,6 +51,7 @@ class Training:
             "adam_beta1": self.betas[0],
             "adam_beta2": self.betas[1],
             "clip_grad": self.clip,
+            **({"moe_aux_loss_coeff": self.balance} if has_experts else {}),
         }
 
 

@@ -8,6 +8,7 @@ why.
 import argparse
 import json
 import math
+import os
 import platform
 import sys
 from collections.abc import Callable, Sequence
@@ -58,24 +59,23 @@ class Compared:
         self._record = record
 
     def losses(
-        self, what: str, a: tuple[str, Sequence[float]], b: tuple[str, Sequence[float]], first: float, all: float
+        self, what: str, a: tuple[str, Sequence[float]], b: tuple[str, Sequence[float]], first: float, every: float
     ) -> None:
         """Two runs, each with its name and the losses of its iterations.
 
         Args:
-            first, all: relative differences that are allowed in the first iteration, and in any.
+            first, every: relative differences that are allowed in the first iteration, and in any.
         """
         differences = [abs(one / other - 1) for one, other in zip(a[1], b[1], strict=True)]
         figures = {
             "first loss": (differences[0], first),
-            "any loss": (max(differences, key=lambda each: (math.isnan(each), each)), all),
+            "any loss": (max(differences, key=lambda each: (math.isnan(each), each)), every),
         }
         self._check(what, figures, {name: list(curve) for name, curve in (a, b)})
 
     def differing(self, what: str, of: str, names: Sequence[object]) -> None:
         """``names``, of which there must be none."""
-        self._check(what, {of: (len(names), 0)}, {})
-        assert not names
+        self._check(f"{what}{': ' * bool(names)}{', '.join(map(str, names[:3]))}", {of: (len(names), 0)}, {})
 
     def _check(self, what: str, figures: dict[str, tuple[float, float]], curves: dict[str, list[float]]) -> None:
         shown = {name: list(pair) for name, pair in figures.items()}
@@ -92,19 +92,22 @@ class Recorder:
         self._records: list[Record] = []
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        """The test itself, and of its preparation only what went wrong."""
-        if report.when == "call" or (report.when == "setup" and not report.passed):
+        """The test itself, and of all around it what went wrong."""
+        if report.when == "call" or not report.passed:
             self._records.append(Record.of(report))
 
-    def pytest_sessionfinish(self) -> None:
-        """Write what was recorded."""
+    def pytest_sessionfinish(self, exitstatus: int) -> None:
+        """Write what was recorded, and pytest's exit status, which knows of collection and of workers that died too."""
         self._file.parent.mkdir(parents=True, exist_ok=True)
-        self._file.write_text(json.dumps([asdict(record) for record in self._records]), encoding="utf-8")
+        content = {"exit status": int(exitstatus), "records": [asdict(record) for record in self._records]}
+        self._file.write_text(json.dumps(content), encoding="utf-8")
 
 
-def read(files: Sequence[Path]) -> list[Record]:
-    """The records of all halves."""
-    return [Record(**entry) for file in files for entry in json.loads(file.read_text())]
+def read(files: Sequence[Path]) -> tuple[list[Record], bool]:
+    """The records of all halves, and whether pytest was content with each."""
+    halves = [json.loads(file.read_text()) for file in files]
+    records = [Record(**entry) for half in halves for entry in half["records"]]
+    return records, all(half["exit status"] == pytest.ExitCode.OK for half in halves)
 
 
 def page(records: Sequence[Record]) -> str:
@@ -120,7 +123,8 @@ def page(records: Sequence[Record]) -> str:
         "",
         f"ascend_patch {__version__}, PyTorch {torch.__version__}, Python {platform.python_version()}, "
         f"{platform.machine()}: {', '.join(f'{count} {outcome}' for outcome, count in outcomes.items())}; "
-        f"{minutes:.0f} minutes of tests. The NPU is simulated: it says nothing about speed.",
+        f"{minutes:.0f} minutes of tests on {os.cpu_count()} processors. NPU: the real one where there is one, else "
+        "simulated.",
         "",
         "| compared | figure | found | at most | |",
         "| --- | --- | --- | --- | --- |",
@@ -167,16 +171,16 @@ def draw(records: Sequence[Record], file: Path) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command; returns 1 if a test failed or nothing was compared."""
+    """The command; returns 1 if pytest was not content with a half, or nothing was compared."""
     parser = argparse.ArgumentParser(prog="tests.system_tests.report", description="The page of the system tests.")
     parser.add_argument("folder", type=Path)
     parser.add_argument("records", type=Path, nargs="+")
     options = parser.parse_args(arguments)
-    folder, records = options.folder, read(options.records)
+    folder, (records, is_content) = options.folder, read(options.records)
     draw(records, folder / "losses.png")
     (folder / "report.md").write_text(page(records), encoding="utf-8")
     print(folder / "report.md")
-    return int(any(record.outcome == "failed" for record in records) or not any(r.compared for r in records))
+    return int(not is_content or not any(record.compared for record in records))
 
 
 if __name__ == "__main__":

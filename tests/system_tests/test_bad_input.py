@@ -2,19 +2,16 @@
 
 import os
 import shutil
-import signal
 import struct
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
-import psutil
 import pytest
 
 from tests.system_tests import releases
 from tests.system_tests.launcher import Run, environment, run, train
-from tests.system_tests.mixtral import EP2, tiny
+from tests.system_tests.mixtral import tiny
 
 pytestmark = pytest.mark.xdist_group("bad_input")  # one worker: they share runs
 
@@ -165,24 +162,3 @@ def test_checkpoint_of_another_model(checkpoints: Path, name: str) -> None:
     ended = train(tiny(train_iters=2, load=checkpoints / name, ckpt_format=name, ffn_hidden_size=192))
     complaint(ended, f"--load {checkpoints / name}", "of another model", "Correct the arguments")
     assert content(checkpoints) == before
-
-
-def test_rank_killed_while_saving(tmp_path: Path) -> None:
-    """The other rank ends within a minute, and the job goes on from the last complete checkpoint."""
-    flags = EP2 | {"save": tmp_path, "save_interval": 2, "train_iters": 1000}
-    killed_at = []
-
-    def kill_rank_1(line: str, launcher: int) -> None:
-        if "saving checkpoint at iteration" in line and " 4 " in line and not killed_at:
-            ranks = {p.environ().get("RANK"): p for p in psutil.Process(launcher).children(recursive=True)}
-            ranks["1"].send_signal(signal.SIGKILL)
-            killed_at.append(time.monotonic())
-
-    ended = train(tiny(**flags), processes=2, watch=kill_rank_1).failed()
-    assert killed_at, ended.tail()
-    assert time.monotonic() - killed_at[0] < 60
-
-    latest = int((tmp_path / "latest_checkpointed_iteration.txt").read_text())
-    assert latest in (2, 4)  # 4 if it was complete before the signal came
-    resumed = train(tiny(load=tmp_path, exit_interval=latest + 2, **flags), processes=2).succeeded()
-    assert min(resumed.iterations) == latest + 1

@@ -49,12 +49,6 @@ def forked(server: Server) -> Callable[..., Run]:
     return forked
 
 
-def differing(one: Path, other: Path, iterations: range) -> list[str]:
-    """The logged scalars of ``iterations`` and the tensors and states saved after the last that are not the same."""
-    found = [name for number in iterations for name in bits.differing_scalars(one, other, number)]
-    return found + bits.differing_tensors(one, other, LAST)
-
-
 @pytest.mark.parametrize(("processes", "layout"), LAYOUTS)
 def test_twice_the_same(tmp_path: Path, compared: Compared, processes: int, layout: dict) -> None:
     for name in ("one", "other"):
@@ -62,7 +56,7 @@ def test_twice_the_same(tmp_path: Path, compared: Compared, processes: int, layo
     compared.differing(
         f"Twice the same, {title(layout)}, dropout",
         "tensors and scalars that differ",
-        differing(tmp_path / "one", tmp_path / "other", range(1, LAST + 1)),
+        bits.differing(tmp_path / "one", tmp_path / "other", range(1, LAST + 1)),
     )
     (manifest,) = (tmp_path / "one" / "manifests").iterdir()
     said = json.loads(manifest.read_text())
@@ -94,11 +88,29 @@ def test_resumed_as_if_never_stopped(
     # The same schedule, left after SAVED iterations.
     forked(parts, processes, layout, ckpt_format=checkpoint_format, exit_interval=SAVED)
     forked(parts, processes, layout, ckpt_format=checkpoint_format, load=parts)
-    # The first two iterations after a start share one accumulator in upstream's log: compare the last.
     compared.differing(
         f"Resumed and never stopped, {title(layout)}, dropout, {checkpoint_format}",
         "tensors and scalars that differ",
-        differing(whole, parts, range(LAST, LAST + 1)),
+        bits.differing(whole, parts, range(SAVED + 1, LAST + 1)),
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.npu
+@pytest.mark.usefixtures("npu_device")
+@pytest.mark.timeout(900)
+def test_on_the_npu(tmp_path: Path, compared: Compared) -> None:
+    """Twice the same, and resumed."""
+    start = {"variables": {"ASCEND_PATCH_DEVICE": "npu"}, "timeout": 400}
+    whole, again, parts = (tmp_path / name for name in ("whole", "again", "parts"))
+    for folder in (whole, again):
+        run(folder, 2, EP2, start)
+    run(parts, 2, EP2, start, exit_interval=SAVED)
+    run(parts, 2, EP2, start, load=parts)
+    what = "tensors and scalars that differ"
+    compared.differing("NPU: twice the same, EP2, dropout", what, bits.differing(whole, again, range(1, LAST + 1)))
+    compared.differing(
+        "NPU: resumed and never stopped, EP2, dropout", what, bits.differing(whole, parts, range(SAVED + 1, LAST + 1))
     )
 
 
@@ -114,4 +126,4 @@ def test_the_variable_does_what_the_flag_does(tmp_path: Path, release: str) -> N
         start=start | {"variables": {"ASCEND_PATCH_DETERMINISTIC": "1"}},
         deterministic_mode=False,
     )
-    assert differing(tmp_path / "flag", tmp_path / "variable", range(1, LAST + 1)) == []
+    assert bits.differing(tmp_path / "flag", tmp_path / "variable", range(1, LAST + 1)) == []

@@ -37,7 +37,8 @@ def test_transformers_trains_the_same(
     convert(Options(tmp_path / "hf", tmp_path / "megatron", ckpt_format="torch", make_vocab_size_divisible_by=1))
     own = {"load": tmp_path / "megatron", "finetune": True, "bf16": dtype == torch.bfloat16}
     events = {"tensorboard_dir": tmp_path / "events", "tensorboard_log_interval": 1, "data_cache_path": tmp_path}
-    flags = hugging_face.megatron_arguments(shape) | real_text.flags() | training.flags() | own | events
+    same = training.flags("num_local_experts" in shape)
+    flags = hugging_face.megatron_arguments(shape) | real_text.flags() | same | own | events
     server.run(Path(recorded.__file__), [tmp_path / "samples", *tiny(**flags)]).succeeded()
 
     samples = torch.load(tmp_path / "samples")[: training.iterations * training.global_batch]

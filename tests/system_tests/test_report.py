@@ -24,7 +24,7 @@ def compare(**limits: float) -> tuple[dict, str]:
 
 @pytest.mark.parametrize(("limit", "error"), [(0.02, ""), (0.005, "A and B, any loss: 0.01 instead of at most 0.005")])
 def test_losses(limit: float, error: str) -> None:
-    recorded, found = compare(first=0.0, all=limit)
+    recorded, found = compare(first=0.0, every=limit)
     assert found.partition("\n")[0] == error
     assert recorded["figures"] == {"first loss": [0.0, 0.0], "any loss": [pytest.approx(0.01), limit]}
 
@@ -39,6 +39,7 @@ def test_differing(names: list[str]) -> None:
     else:
         compared.differing("A and B", "tensors", names)
     assert recorded[0]["figures"] == {"tensors": [len(names), 0]}
+    assert recorded[0]["what"] == ("A and B: weight" if names else "A and B")
 
 
 def test_not_a_number_is_beyond_every_limit() -> None:
@@ -48,10 +49,10 @@ def test_not_a_number_is_beyond_every_limit() -> None:
 
 @pytest.mark.parametrize(("limit", "outcome", "code"), [(0.02, "passed", 0), (0.005, "failed", 1)])
 def test_page_and_picture(tmp_path: Path, limit: float, outcome: str, code: int) -> None:
-    records = [Record("tests/test_a.py::test_it", outcome, 61.0, compared=[compare(first=0.0, all=limit)[0]])]
+    records = [Record("tests/test_a.py::test_it", outcome, 61.0, compared=[compare(first=0.0, every=limit)[0]])]
     records.append(Record("tests/test_b.py::test_other", "skipped", 0.0, "Skipped: no namespaces"))
     file = tmp_path / "host.json"
-    file.write_text(json.dumps([vars(record) for record in records]))
+    file.write_text(json.dumps({"exit status": code, "records": [vars(record) for record in records]}))
     assert report.main([str(tmp_path), str(file)]) == code
     page = (tmp_path / "report.md").read_text()
     assert f"| A and B | any loss | 0.01 | {limit} | {'yes' if code == 0 else '**NO**'} |" in page

@@ -1,5 +1,6 @@
 """The example script on two nodes, each in a network namespace of its own; then the cable is pulled."""
 
+import re
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -16,6 +17,7 @@ pytestmark = [pytest.mark.system, pytest.mark.slow, pytest.mark.xdist_group("cra
 
 MINUTES = 1
 """That a rank waits for another."""
+SAVED = f"successfully saved checkpoint from iteration {example.INTERVAL:7d}"
 GRACE = 60
 """Seconds that torchrun may take to end all processes when one has."""
 
@@ -54,12 +56,12 @@ def test_cut_off_and_resumed(cluster: Cluster, undisturbed: Path, tmp_path: Path
     cut = []
 
     def watch(line: str, _agent: int) -> None:
-        if "iteration        3/" in line and not cut:
+        if SAVED in line and not cut:
             cut.append(time.monotonic())
             cluster.cut()
 
     for run in train(cluster, tmp_path, watch):
-        assert "lost another rank: Timed out waiting" in run.failed().output, run.tail()
+        assert re.search("lost another rank: .*Timed out waiting", run.failed().output), run.tail()
     assert 60 * MINUTES - 5 < time.monotonic() - cut[0] < 60 * MINUTES + GRACE
 
     cluster.mend()
@@ -68,6 +70,5 @@ def test_cut_off_and_resumed(cluster: Cluster, undisturbed: Path, tmp_path: Path
     compared.differing(
         "Two nodes, cut off and resumed, and an undisturbed run on one",
         "tensors and scalars that differ at the end",
-        bits.differing_scalars(tmp_path, undisturbed, example.LAST)
-        + bits.differing_tensors(tmp_path, undisturbed, example.LAST),
+        bits.differing(tmp_path, undisturbed, example.RESUMED),
     )

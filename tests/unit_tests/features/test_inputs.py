@@ -155,9 +155,29 @@ def test_a_tracker_that_was_being_written(arguments: SimpleNamespace, content: s
 
     tracker = Path(arguments.load) / "latest_checkpointed_iteration.txt"
     tracker.write_text(content)
+    os.utime(tracker.parent / "iter_0000002", (1, 1))
     found, release = inputs.read_metadata(read_metadata)(str(tracker))
     assert (found, release) == (read, content == "release")
     assert sorted(path.name for path in tracker.parent.iterdir()) == ["iter_0000002", "iter_0000004", tracker.name]
+
+
+def test_the_checkpoint_that_was_written_last_counts(arguments: SimpleNamespace) -> None:
+    """One with a higher number was left half-written before, or by a run that was given up."""
+    from megatron.training.checkpointing import read_metadata
+
+    tracker = Path(arguments.load) / "latest_checkpointed_iteration.txt"
+    tracker.write_text("")
+    for seconds, number in enumerate((4, 2)):
+        folder = tracker.parent / f"iter_{number:07d}"
+        (folder / "common.pt").touch()
+        for path in (folder, folder / "common.pt"):
+            os.utime(path, (seconds, seconds))
+    assert inputs.read_metadata(read_metadata)(str(tracker)) == (2, False)
+
+
+def test_a_lost_rank_is_not_the_checkpoints_fault(arguments: SimpleNamespace) -> None:
+    with pytest.raises(RuntimeError, match="Connection closed by peer"):
+        inputs.load_checkpoint(failing(RuntimeError("Connection closed by peer")))(None, None, None)
 
 
 def test_an_empty_tracker_alone_is_upstreams_to_refuse(tmp_path: Path) -> None:
