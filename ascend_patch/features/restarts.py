@@ -59,7 +59,7 @@ def store_of_this_start(timeout: timedelta, environ: Mapping[str, str] = os.envi
     while True:
         store.set(own, str(start))
         try:
-            found = [int(value) for value in store.multi_get(keys)]  # waits until there are all
+            found = [int(value) for value in store.multi_get(keys)]  # type: ignore[attr-defined]  # waits for all
         except DistStoreError as error:
             raise _absent(timeout, [rank for rank, key in enumerate(keys) if not store.check([key])]) from error
         if set(found) == {start}:
