@@ -1,15 +1,19 @@
 """``ASCEND_PATCH_TRACE``: digests of what each module computes, in the steps that it names."""
 
 from collections.abc import Callable
-from functools import wraps
+from functools import cache, wraps
 
-from ascend_patch.config import Config, rank
+from ascend_patch.config import Config, Trace, rank
 from ascend_patch.engine.patch import Environment, Patch
 
 
 def train_step(original: Callable) -> Callable:
     """``train_step`` that records the steps of ``ASCEND_PATCH_TRACE`` and leaves the others alone."""
-    trace, discarded = Config.from_environment().trace, False
+    discarded = False
+
+    @cache
+    def asked() -> Trace | None:  # at the first step, and not at each
+        return Config.from_environment().trace
 
     @wraps(original)
     def traced(forward_step_func, data_iterator, model, optimizer, *args, **kwargs):
@@ -19,7 +23,7 @@ def train_step(original: Callable) -> Callable:
         from ascend_patch.trace import store
         from ascend_patch.trace.job import recorded
 
-        step = get_args().curr_iteration + 1
+        trace, step = asked(), get_args().curr_iteration + 1
         if trace is not None and not discarded:
             store.discard(trace.folder, [number for number in trace.steps if number >= step], rank())
             discarded = True

@@ -99,6 +99,7 @@ def environment(megatron: Path | None = None, **changes: str | None) -> dict[str
         "OMP_NUM_THREADS": "1",
         "CUDA_DEVICE_MAX_CONNECTIONS": "1",
         "PYTHONPATH": os.pathsep.join(path),
+        "PYTHONUNBUFFERED": "1",  # what a killed process has printed is there
         "PYTHONWARNINGS": "ignore",  # or a failing test shows little but "Apex is not installed"
     }
     return {name: value for name, value in {**inherited, **own, **changes}.items() if value is not None}

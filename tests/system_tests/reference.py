@@ -63,6 +63,7 @@ def train(folder: Path, samples: Tensor, training: Training, dtype: torch.dtype)
         samples: token ids ``[iterations * global batch, length + 1]``, in order.
         dtype: what the model computes in.
     """
+    torch.set_num_threads(1)  # the tests beside this one have the other processors
     from transformers import AutoModelForCausalLM, get_cosine_with_min_lr_schedule_with_warmup
 
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)

@@ -26,11 +26,17 @@ def folder(release: str) -> Path | None:
     return place
 
 
-def parameters(slow_before: str | None = None) -> list:
-    """The releases as parameters of a test, each on one worker; those before ``slow_before`` are marked slow."""
+def parameters(slow_before: str | None = None, slow_between: bool = False) -> list:
+    """The releases as parameters of a test, each on one worker.
+
+    Args:
+        slow_before: those before it are marked slow.
+        slow_between: all but the oldest and the newest are.
+    """
     found = []
     for release in TRAINABLE:
         is_slow = slow_before is not None and Version(release) < Version(slow_before)
+        is_slow = is_slow or (slow_between and release not in (TRAINABLE[0], TRAINABLE[-1]))
         marks = [pytest.mark.xdist_group(release)] + [pytest.mark.slow] * is_slow
         found.append(pytest.param(release, marks=marks, id=release))
     return found

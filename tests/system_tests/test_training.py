@@ -20,10 +20,12 @@ def test_one_process(trainer: Trainer, request: pytest.FixtureRequest) -> None:
     assert "device cpu" in run.output
 
 
+@pytest.mark.parametrize("trainer", releases.parameters(slow_between=True), indirect=True)
 def test_pipeline_parallel(trainer: Trainer) -> None:
     check(trainer.layout("pp2"))
 
 
+@pytest.mark.parametrize("trainer", releases.parameters(slow_between=True), indirect=True)
 def test_tensor_and_sequence_parallel(trainer: Trainer) -> None:
     check(trainer.layout("tp2_sp", "torch"), LAST)
 
@@ -32,6 +34,7 @@ def test_expert_parallel(trainer: Trainer) -> None:
     check(trainer.layout("ep2", "torch_dist"), LAST)
 
 
+@pytest.mark.parametrize("trainer", releases.parameters(slow_between=True), indirect=True)
 def test_resume_torch_dist(trainer: Trainer) -> None:
     check_resumed(trainer.layout("ep2", "torch_dist"), trainer.resume("ep2", "torch_dist"))
 
