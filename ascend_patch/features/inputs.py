@@ -137,14 +137,12 @@ def load_checkpoint(original: Callable) -> Callable:
             return original(ddp_model, optimizer, opt_param_scheduler, load_arg, *rest, **kwargs)
         except AscendPatchError:
             raise
-        except RuntimeError as error:
-            if is_of_communication(error):  # not the checkpoint's fault
-                raise
-            raise AscendPatchError(_unloadable(load_arg, _in_short(error))) from error
         except CheckpointException as error:
             first, _ = error.failures[min(error.failures)]
             raise AscendPatchError(_unloadable(load_arg, _in_short(first))) from error
         except Exception as error:
+            if is_of_communication(error):  # not the checkpoint's fault
+                raise
             raise AscendPatchError(_unloadable(load_arg, _in_short(error))) from error
         except SystemExit as end:
             from megatron.training import get_args

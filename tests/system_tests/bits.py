@@ -14,25 +14,28 @@ _RUN_STATE = ("common_state", "rerun_state_machine_state")  # paths and times
 
 def scalars(folder: Path) -> dict[str, dict[int, str]]:
     """Name -> iteration -> value as a hexadecimal float, from TensorBoard's events (logs print six digits)."""
-    return {name: {step: value.hex() for step, value in numbers(folder, name).items()} for name in SCALARS}
+    events = _events(folder)
+    return {name: {entry.step: entry.value.hex() for entry in events.Scalars(name)} for name in SCALARS}
 
 
 def numbers(folder: Path, name: str) -> dict[int, float]:
     """Iteration -> logged scalar; of an iteration that a resumed run repeats, the later one."""
-    events = EventAccumulator(str(folder), size_guidance={"scalars": 0}).Reload()
-    return {entry.step: entry.value for entry in events.Scalars(name)}
+    return {entry.step: entry.value for entry in _events(folder).Scalars(name)}
+
+
+def _events(folder: Path) -> EventAccumulator:
+    return EventAccumulator(str(folder), size_guidance={"scalars": 0}).Reload()
 
 
 def differing(folder: Path, other: Path, iterations: range) -> list[str]:
     """What was not logged the same in the iterations, and what is not the same in the checkpoint of the last."""
-    logged = [name for number in iterations for name in differing_scalars(folder, other, number)]
-    return logged + differing_tensors(folder, other, iterations[-1])
+    return differing_scalars(folder, other, iterations) + differing_tensors(folder, other, iterations[-1])
 
 
-def differing_scalars(folder: Path, other: Path, iteration: int) -> list[str]:
-    """Names of what two runs, whose events are in ``events``, did not log the same of ``iteration``."""
+def differing_scalars(folder: Path, other: Path, iterations: range) -> list[str]:
+    """Names of what two runs, whose events are in ``events``, did not log the same, once for each such iteration."""
     logged, expected = (scalars(each / "events") for each in (folder, other))
-    return [name for name in SCALARS if logged[name][iteration] != expected[name][iteration]]
+    return [name for number in iterations for name in SCALARS if logged[name][number] != expected[name][number]]
 
 
 def differing_tensors(folder: Path, other: Path, iteration: int) -> list[str]:
