@@ -7,6 +7,7 @@ from pathlib import Path
 
 from tests.system_tests.launcher import Run, train
 from tests.system_tests.mixtral import EP2, ONE, PP2, TP2_PP2_EP2, TP2_SP, tiny
+from tests.system_tests.report import Compared
 
 ITERATIONS = 10
 
@@ -85,6 +86,17 @@ def check_learned(run: Run) -> None:
     """It logged every iteration, and learned."""
     assert sorted(run.iterations) == list(range(1, ITERATIONS + 1)), run.tail()
     assert run.iterations[ITERATIONS].loss < run.iterations[1].loss - Decimal("0.2")
+
+
+def check_parity(
+    compared: Compared, what: str, run: tuple[str, Run], reference: tuple[str, Run], precision: str
+) -> None:
+    """Both runs, each with its device, learn, and their losses agree."""
+    for _, trained in (run, reference):
+        check_learned(trained)
+    tolerance = TOLERANCES[precision]
+    curves = [(device, losses(trained)) for device, trained in (run, reference)]
+    compared.losses(what, *curves, float(tolerance.first), float(tolerance.all))
 
 
 def check_npu_ran(report: dict, without: frozenset[str] = frozenset()) -> None:

@@ -18,13 +18,4 @@ pytestmark = [
 def test_parity_with_the_cpu_device(precision: str, tmp_path: Path, compared: Compared) -> None:
     weights = parity.save_weights(tmp_path, precision)
     (reference, _), (run, _) = (parity.train_on(device, "one", precision, weights) for device in ("cpu", "cuda"))
-    for trained in (reference, run):
-        parity.check_learned(trained)
-    tolerance = parity.TOLERANCES[precision]
-    compared.losses(
-        f"GPU and cpu, {precision}",
-        ("cuda", parity.losses(run)),
-        ("cpu", parity.losses(reference)),
-        float(tolerance.first),
-        float(tolerance.all),
-    )
+    parity.check_parity(compared, f"GPU and cpu, {precision}", ("cuda", run), ("cpu", reference), precision)

@@ -59,14 +59,6 @@ def check(layout: str, precision: str, folder: Path, compared: Compared, release
     weights = parity.save_weights(folder, precision, **start)
     reference, _ = parity.train_on("cpu", layout, precision, weights, **start)
     run, report = parity.train_on("npu", layout, precision, weights, **start)
-    parity.check_learned(reference)
-    parity.check_learned(run)
-    tolerance = parity.TOLERANCES[precision]
-    compared.losses(
-        f"NPU and cpu, {title(parity.LAYOUTS[layout][1])}, {precision}, {release}",
-        ("npu", parity.losses(run)),
-        ("cpu", parity.losses(reference)),
-        float(tolerance.first),
-        float(tolerance.all),
-    )
+    what = f"NPU and cpu, {title(parity.LAYOUTS[layout][1])}, {precision}, {release}"
+    parity.check_parity(compared, what, ("npu", run), ("cpu", reference), precision)
     parity.check_npu_ran(report)
