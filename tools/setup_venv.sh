@@ -19,7 +19,7 @@ find_python() {
 }
 
 stamp=.venv/.installed
-wanted=$(cat requirements.txt requirements-dev.txt setup.py pyproject.toml | sha256sum | cut -d' ' -f1)
+wanted=$(cat requirements.txt requirements-tasks.txt requirements-dev.txt setup.py pyproject.toml | sha256sum | cut -d' ' -f1)
 if [[ -x .venv/bin/python && -f $stamp && $(<"$stamp") == "$wanted" ]]; then exit 0; fi
 
 for tool in g++ make; do
