@@ -30,12 +30,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--directory", type=Path, help="where the files are (default: patches/)")
     task = parser.add_mutually_exclusive_group(required=True)
-    task.add_argument(
-        "--write", action="store_true", help="write the files of the named releases and CATALOGUE.md"
-    )
-    task.add_argument(
-        "--check", action="store_true", help="exit with 1 if a file is stale; nothing is written"
-    )
+    task.add_argument("--write", action="store_true", help="write the files of the named releases and CATALOGUE.md")
+    task.add_argument("--check", action="store_true", help="exit with 1 if a file is stale; nothing is written")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -81,9 +77,7 @@ def stale_files(patches: Sequence[Patch], places: Iterable[Megatron], directory:
         listed = set(contract.release(version).symbols)
         if listed != wanted:
             names = ", ".join(sorted(listed ^ wanted)[:3])
-            stale.append(
-                f"{version}.toml is stale: it and the patches do not list the same symbols ({names} …)."
-            )
+            stale.append(f"{version}.toml is stale: it and the patches do not list the same symbols ({names} …).")
     for name, text in release_files(patches, places):
         if not (directory / name).is_file():
             raise ContractError(f"{directory / name} does not exist. Record the release with --write first.")

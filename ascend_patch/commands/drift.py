@@ -84,9 +84,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="PLACE",
         help="a folder, a wheel, a version (it is downloaded) or `installed`, the default",
     )
-    parser.add_argument(
-        "--markdown", metavar="FILE", type=Path, help="also write the table to FILE, as a document"
-    )
+    parser.add_argument("--markdown", metavar="FILE", type=Path, help="also write the table to FILE, as a document")
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 

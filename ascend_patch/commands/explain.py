@@ -53,9 +53,7 @@ def run(arguments: argparse.Namespace) -> int:
 def _explain(patch: Patch, contract: Contract, place: Megatron | None) -> dict[str, Any]:
     here = "no Megatron-LM is installed"
     if place is not None:
-        row = expectation(
-            patch, environment(place.version), place, contract, Config.from_environment().disabled
-        )
+        row = expectation(patch, environment(place.version), place, contract, Config.from_environment().disabled)
         here = f"{row['state']}{': ' if row['detail'] else ''}{row['detail']} (Megatron-LM {place.version})"
     return {
         "target": patch.target,

@@ -55,9 +55,7 @@ class Machine:
             library_path=tuple(Path(entry) for entry in libraries if entry),
             cann=Path(cann) if cann else None,
             programs=frozenset(name for name in ("g++", "make") if shutil.which(name)),
-            backends=frozenset(
-                point.name for point in importlib.metadata.entry_points(group="torch.backends")
-            ),
+            backends=frozenset(point.name for point in importlib.metadata.entry_points(group="torch.backends")),
             autoload=variable_of_others("TORCH_DEVICE_BACKEND_AUTOLOAD"),
         )
 

@@ -73,9 +73,7 @@ def _from_wheel(path: Path) -> Megatron:
     try:
         name, version, _, _ = parse_wheel_filename(path.name)
     except (InvalidWheelFilename, InvalidVersion) as error:
-        raise AscendPatchError(
-            f"{path} does not have a wheel's name: {error}. Give it its original name."
-        ) from error
+        raise AscendPatchError(f"{path} does not have a wheel's name: {error}. Give it its original name.") from error
     if name != "megatron-core":
         raise AscendPatchError(f"{path} is a wheel of {name}, not of megatron-core.")
     return Megatron(str(version), path.name, SourceTree(sources.wheel(path)))

@@ -24,9 +24,7 @@ HELP = "what is patched here, and what a run recorded"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of the command."""
     parser.add_argument("--device", choices=DEVICES, help="pretend this device (default: the best there is)")
-    parser.add_argument(
-        "--megatron", metavar="PLACE", help="a folder, wheel or version instead of the installed one"
-    )
+    parser.add_argument("--megatron", metavar="PLACE", help="a folder, wheel or version instead of the installed one")
     parser.add_argument("--report", type=Path, metavar="FILE", help="show also what the run recorded in FILE")
     parser.add_argument("--json", action="store_true", help="print JSON")
 
@@ -50,10 +48,7 @@ def run(arguments: argparse.Namespace) -> int:
         ran = {"operators": report["operators"]} if arguments.report else {}
         print_json(about | {"origin": place.origin, "patches": rows} | ran)
     else:
-        print(
-            f"ascend_patch {__version__} · device {where.device} · "
-            f"Megatron-LM {place.version} ({place.origin})"
-        )
+        print(f"ascend_patch {__version__} · device {where.device} · Megatron-LM {place.version} ({place.origin})")
         print_table(*_table(rows, arguments.report is not None))
         if operators:
             print()

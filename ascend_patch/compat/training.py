@@ -1,10 +1,12 @@
-"""``megatron.training.pretrain`` under one signature for all releases that the wheel carries it in."""
+"""``megatron.training``'s ways in, under one signature for all releases that the wheel carries it in."""
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from megatron.core.enums import ModelType
 from megatron.training import arguments, get_args, training
+from megatron.training.initialize import initialize_megatron
 
 _DEFAULTS = {"tokenizer_type": "GPT2BPETokenizer"}  # as upstream's pretrain_gpt.py
 
@@ -39,6 +41,22 @@ def pretrain(datasets_provider: Callable, model_provider: Callable, forward_step
         model_provider=model_provider,
         **common,
     )
+
+
+def initialize(extra_args_provider: Callable | None, defaults: Mapping[str, Any]) -> Any:
+    """Initialise Megatron from ``sys.argv`` without training; returns its arguments.
+
+    Args:
+        extra_args_provider: adds arguments of a script's own to the parser.
+        defaults: values of arguments that the command line does not name.
+    """
+    parsing = {"extra_args_provider": extra_args_provider, "args_defaults": dict(defaults)}
+    if "args_defaults" in inspect.signature(initialize_megatron).parameters:  # 0.17 parses by itself
+        initialize_megatron(get_embedding_ranks=_embedding_ranks, **parsing)
+    else:
+        arguments.parse_and_validate_args(**parsing)
+        initialize_megatron(get_embedding_ranks=_embedding_ranks)
+    return get_args()
 
 
 def _embedding_ranks(pipeline_ranks: list[int]) -> list[int]:

@@ -134,11 +134,7 @@ class Engine:
 
     def _apply_to(self, name: str, module: ModuleType) -> None:
         """The callback of module `name`: apply its rows, all or none."""
-        rows = [
-            n
-            for n, p in enumerate(self._patches)
-            if p.module == name and self._outcomes[n].status != "skipped"
-        ]
+        rows = [n for n, p in enumerate(self._patches) if p.module == name and self._outcomes[n].status != "skipped"]
         self._check(rows)
         self._restore(name)  # after importlib.reload
         done = self._substitutions[name] = []
@@ -151,10 +147,7 @@ class Engine:
                     continue
                 self._restore(name)
                 raise
-            rebound = [
-                f"also rebound in {m.__name__}, which had bound it in an import cycle"
-                for m, _ in done[-1].also
-            ]
+            rebound = [f"also rebound in {m.__name__}, which had bound it in an import cycle" for m, _ in done[-1].also]
             notices = (*self._outcomes[n].notices, *rebound)
             self._outcomes[n] = replace(self._outcomes[n], status="applied", detail="", notices=notices)
 
@@ -218,9 +211,7 @@ def check_ids(ids: Iterable[str], patches: Sequence[Patch]) -> None:
 
     close = [match for name in unknown for match in difflib.get_close_matches(name, known)]
     hint = f"Did you mean {', '.join(close)}?" if close else f"The ids are {', '.join(known)}."
-    raise AscendPatchError(
-        f"No patch has the id {', '.join(unknown)}. {hint} `ascend-patch status` lists them all."
-    )
+    raise AscendPatchError(f"No patch has the id {', '.join(unknown)}. {hint} `ascend-patch status` lists them all.")
 
 
 def check_conflicts(patches: Sequence[Patch]) -> None:
@@ -254,9 +245,7 @@ def _cannot(patch: Patch, environment: Environment, why: str) -> str:
     )
 
 
-def _drifted(
-    problems: list[str], environment: Environment, patches: Sequence[Patch], outcomes: list[Outcome]
-) -> str:
+def _drifted(problems: list[str], environment: Environment, patches: Sequence[Patch], outcomes: list[Outcome]) -> str:
     ids = ",".join(dict.fromkeys(outcome.id for outcome in outcomes if outcome.status == "failed"))
     return (
         f"Megatron-LM {environment.upstream or '(unknown version)'} has drifted under {len(problems)} of "

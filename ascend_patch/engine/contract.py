@@ -46,17 +46,13 @@ class Release:
     def unchanged(self, symbol: str, tree: SourceTree) -> bool:
         """Whether every file behind `symbol` in `tree` is byte for byte the recorded one. Parses nothing."""
         found = self.symbols.get(symbol)
-        return found is not None and all(
-            tree.file_hash(name) == self.files.get(name) for name in found.modules
-        )
+        return found is not None and all(tree.file_hash(name) == self.files.get(name) for name in found.modules)
 
     def to_toml(self) -> str:
         """The file's text."""
         lines = [_HEADER, f"schema = {SCHEMA}", f'megatron = "{self.version}"']
         absent = [symbol for symbol, found in self.symbols.items() if found is None]
-        lines += (
-            ["absent = [", *(f'    "{symbol}",' for symbol in absent), "]"] if absent else ["absent = []"]
-        )
+        lines += ["absent = [", *(f'    "{symbol}",' for symbol in absent), "]"] if absent else ["absent = []"]
         lines += ["", "[files]", *(f'"{module}" = "{digest}"' for module, digest in self.files.items())]
         for symbol, found in self.symbols.items():
             if found is None:
@@ -145,9 +141,7 @@ def default_directory() -> Path:
     for directory in (package / "patches", package.parent / "patches"):
         if directory.is_dir():
             return directory
-    raise ContractError(
-        f"Found no patches/ in {package} nor beside it: the installation is incomplete; repeat it."
-    )
+    raise ContractError(f"Found no patches/ in {package} nor beside it: the installation is incomplete; repeat it.")
 
 
 def _fingerprint(symbol: str, entry: Mapping[str, Any]) -> Fingerprint:

@@ -78,14 +78,10 @@ class Patch:
 
     def __post_init__(self) -> None:
         if not _ID.fullmatch(self.id):
-            raise DeclarationError(
-                f"patch id {self.id!r} is not a lower-case dotted name such as 'moe.router'."
-            )
+            raise DeclarationError(f"patch id {self.id!r} is not a lower-case dotted name such as 'moe.router'.")
         for field in (self.target, self.impl, *self.consumers):
             if not _REFERENCE.fullmatch(field):
-                raise DeclarationError(
-                    f"patch {self.id}: {field!r} is not of the form 'package.module:qualname'."
-                )
+                raise DeclarationError(f"patch {self.id}: {field!r} is not of the form 'package.module:qualname'.")
         if self.mode not in ("wrap", "replace"):
             raise DeclarationError(f"patch {self.id}: mode is {self.mode!r}; it must be 'wrap' or 'replace'.")
         for name in ("reason", "remove_when"):
@@ -94,9 +90,7 @@ class Patch:
         try:
             SpecifierSet(self.upstream)
         except InvalidSpecifier as error:
-            raise DeclarationError(
-                f"patch {self.id}: upstream {self.upstream!r} is not a PEP 440 range."
-            ) from error
+            raise DeclarationError(f"patch {self.id}: upstream {self.upstream!r} is not a PEP 440 range.") from error
 
     @cached_property
     def range(self) -> SpecifierSet:

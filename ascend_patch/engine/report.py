@@ -78,9 +78,7 @@ def read_json(path: Path) -> dict[str, Any]:
         ) from error
     if not isinstance(data, dict) or data.get("schema") != SCHEMA:
         found = data.get("schema") if isinstance(data, dict) else type(data).__name__
-        raise AscendPatchError(
-            f"{path} has schema {found!r}; this version reads {SCHEMA}. Record the run anew."
-        )
+        raise AscendPatchError(f"{path} has schema {found!r}; this version reads {SCHEMA}. Record the run anew.")
     return data
 
 
@@ -88,10 +86,7 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """Plain-text table: columns padded to their widest cell, two blanks between them."""
     cells = [list(header), *(list(row) for row in rows)]
     widths = [max(len(row[column]) for row in cells) for column in range(len(header))]
-    lines = [
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        for row in cells
-    ]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in cells]
     lines.insert(1, "  ".join("-" * width for width in widths))
     return "\n".join(lines)
 

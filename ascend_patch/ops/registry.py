@@ -31,6 +31,7 @@ OPERATORS = (
     "attention",
     "cross_entropy",
     "grouped_gemm",
+    "paged_attention",
     "permute",
     "rms_norm",
     "rotary",

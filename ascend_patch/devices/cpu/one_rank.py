@@ -20,9 +20,7 @@ def install(substitutions: Substitutions) -> None:
     """Substitute the two functions. Groups of more ranks pass through."""
     # In c10d too, which compares what it has recorded for coalescing with its own globals.
     owners = (dist, c10d)
-    substitutions.set_in_all(
-        owners, "all_gather_into_tensor", _all_gather_into_tensor(dist.all_gather_into_tensor)
-    )
+    substitutions.set_in_all(owners, "all_gather_into_tensor", _all_gather_into_tensor(dist.all_gather_into_tensor))
     substitutions.set_in_all(owners, "reduce_scatter_tensor", _reduce_scatter_tensor(dist.reduce_scatter_tensor))
 
 

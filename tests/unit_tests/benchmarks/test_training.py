@@ -63,9 +63,7 @@ def test_the_table_says_which_targets_are_missed() -> None:
 def test_results_are_json(tmp_path: Path) -> None:
     second = Sample.of([1.0])
     path = tmp_path / "results.json"
-    report.write_json(
-        path, report.as_dict({"threads": 2}, [comparison()], ActivationCost(second, second, second))
-    )
+    report.write_json(path, report.as_dict({"threads": 2}, [comparison()], ActivationCost(second, second, second)))
     content = json.loads(path.read_text())
     assert content["training"][0]["ratios"]["b/a"]["median"] == 2.0
     assert content["activation"]["difference"]["count"] == 1

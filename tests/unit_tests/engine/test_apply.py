@@ -384,9 +384,7 @@ def test_changed_body_is_a_notice_for_a_wrap(upstream, engine):
 
 
 def test_changed_consumer_fails_a_replace_and_is_a_notice_for_a_wrap(upstream, engine):
-    rows = [
-        upstream.patch("UP.core:f", mode=mode, consumers=["UP.core:Layer"]) for mode in ("wrap", "replace")
-    ]
+    rows = [upstream.patch("UP.core:f", mode=mode, consumers=["UP.core:Layer"]) for mode in ("wrap", "replace")]
     contract = record(upstream, *rows)
     change(upstream, "def forward(self, x):", "def forward(self, x, mask=None):")
     made = engine(rows[0], contract=contract)
@@ -400,9 +398,7 @@ def test_all_drift_is_told_at_once(upstream, engine):
     rows = [upstream.patch("UP.core:f", id="a"), upstream.patch("UP.core:Layer.forward", id="b")]
     contract = record(upstream, *rows)
     upstream.write({"UP/core.py": "x = 1\n"})
-    with pytest.raises(
-        PatchError, match=r"2 of 2 patches: a .*does not exist \| b .*ASCEND_PATCH_DISABLE=a,b"
-    ):
+    with pytest.raises(PatchError, match=r"2 of 2 patches: a .*does not exist \| b .*ASCEND_PATCH_DISABLE=a,b"):
         engine(*rows, contract=contract)
 
 

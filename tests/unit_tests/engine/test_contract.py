@@ -30,9 +30,7 @@ def test_what_was_written_is_read_back():
 
 
 def test_text_does_not_depend_on_the_order_of_symbols():
-    texts = {
-        Release.record("1", tree(), order).to_toml() for order in (sorted(SYMBOLS), sorted(SYMBOLS)[::-1])
-    }
+    texts = {Release.record("1", tree(), order).to_toml() for order in (sorted(SYMBOLS), sorted(SYMBOLS)[::-1])}
     assert len(texts) == 1
 
 

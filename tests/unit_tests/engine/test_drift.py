@@ -52,9 +52,7 @@ def test_nothing_to_compare_with_is_an_error(releases):
 
 def test_absence_of_a_consumer_can_be_recorded_that_of_a_target_cannot():
     recorded = Release.record("1.0", tree("def target(x): return x\n"), ["up:target", "up:consumer"])
-    assert (
-        examine(patch("replace", "up:consumer"), Contract([recorded]), tree("def target(x): return x")) == []
-    )
+    assert examine(patch("replace", "up:consumer"), Contract([recorded]), tree("def target(x): return x")) == []
     without = Release.record("1.0", tree(""), ["up:target"])
     (finding,) = examine(patch("wrap"), Contract([without]), tree(""))
     assert finding.change == "missing" and finding.is_error

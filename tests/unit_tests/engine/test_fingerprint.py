@@ -126,9 +126,7 @@ def test_ways_to_bind_a_name(text):
     assert take(text).kind == "name"
 
 
-@pytest.mark.parametrize(
-    "text", ["", "g = 1", "def g():\n    f = 1", "class f2: pass", "x.f = 1", "import g as h"]
-)
+@pytest.mark.parametrize("text", ["", "g = 1", "def g():\n    f = 1", "class f2: pass", "x.f = 1", "import g as h"])
 def test_absent(text):
     assert take(text) is None
 
@@ -155,9 +153,7 @@ INHERITED = {
 def test_inherited_method_is_found_through_imports():
     sources = tree(**INHERITED)
     found = sources.fingerprint("p.sub.child:A.f")
-    assert (
-        found.body == sources.fingerprint("p.base:Root.f").body == sources.fingerprint("p.sub.child:C.f").body
-    )
+    assert found.body == sources.fingerprint("p.base:Root.f").body == sources.fingerprint("p.sub.child:C.f").body
     assert found.modules == ("p.sub.child", "p", "p.base")
 
 

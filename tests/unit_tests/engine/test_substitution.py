@@ -120,9 +120,7 @@ def test_a_function_keeps_its_identity_to_introspection():
     assert (new.__name__, new.__qualname__, new.__module__) == ("method", "Upstream.method", __name__)
     assert new.__doc__ == "Docstring of upstream."
     assert pickle.loads(pickle.dumps(new)) is new
-    assert impl.__name__ == "impl" and not hasattr(impl, "__wrapped__"), (
-        "the implementation itself was changed"
-    )
+    assert impl.__name__ == "impl" and not hasattr(impl, "__wrapped__"), "the implementation itself was changed"
     done.restore()
 
 

@@ -1,0 +1,310 @@
+"""Many requests at once on upstream's dynamic inference engine: continuous batching over a paged cache.
+
+Upstream schedules, batches and keeps the cache. What is added here is the choice of tokens
+(:mod:`ascend_patch.generation.sampling`), made where the model hands its logits back to the engine, and the end of a
+request at a text or because nobody wants it any more.
+
+In a job of several ranks every rank calls every method with the same arguments, in the same order.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+import torch
+from megatron.core import parallel_state
+from megatron.core.inference.config import InferenceConfig
+from megatron.core.inference.contexts.dynamic_context import DynamicInferenceContext
+from megatron.core.inference.engines.dynamic_engine import DynamicInferenceEngine
+from megatron.core.inference.model_inference_wrappers.gpt.gpt_inference_wrapper import GPTInferenceWrapper
+from megatron.core.inference.sampling_params import SamplingParams
+from megatron.core.inference.text_generation_controllers.text_generation_controller import TextGenerationController
+from torch import Tensor
+
+from ascend_patch.generation.errors import GenerationError
+from ascend_patch.generation.sampling import Choice, SamplingOptions, choose
+
+Finish = Literal["stop", "length", "cancelled"]
+
+BLOCK_TOKENS = 128
+"""Tokens in a block of the cache: what Ascend's paged attention takes at most efficiently, and cuda's as well."""
+
+
+@dataclass
+class Request:
+    """A prompt and what has been generated for it so far."""
+
+    id: int
+    prompt: list[int]
+    options: SamplingOptions
+    tokens: list[int] = field(default_factory=list)
+    """Generated tokens, without the one that ended the request."""
+    choices: list[Choice] = field(default_factory=list)
+    """One for each of :attr:`tokens`, where log-probabilities were asked for."""
+    text: str = ""
+    finish: Finish | None = None
+    """None: it goes on."""
+
+
+class Engine:
+    """Generates.
+
+    Args:
+        model: in eval mode, on this rank's device; of a pipeline, this rank's stage.
+        tokenizer: of transformers.
+        max_sequence_length: tokens of a prompt and its completion together.
+        max_batch_size: requests that run at once; more of them wait.
+        prefix_caching: keep what was computed for a beginning that requests share.
+
+    Raises:
+        GenerationError: the tokenizer has more tokens than the model.
+    """
+
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        tokenizer: Any,
+        *,
+        max_sequence_length: int,
+        max_batch_size: int = 8,
+        prefix_caching: bool = False,
+    ) -> None:
+        self.tokenizer = tokenizer
+        self.max_sequence_length = max_sequence_length
+        self.max_batch_size = max_batch_size
+        self._requests: dict[int, Request] = {}
+        self._next = 0
+        self._cancelled: set[int] = set()
+        self._chosen: dict[int, Choice] = {}
+        model_config: Any = model.config
+        config = InferenceConfig(
+            block_size_tokens=BLOCK_TOKENS,
+            max_sequence_length=max_sequence_length,
+            max_requests=max_batch_size,
+            max_tokens=max(max_sequence_length, max_batch_size),
+            buffer_size_gb=_cache_gib(model_config, max_sequence_length, max_batch_size),
+            enable_prefix_caching=prefix_caching,
+        )
+        # Upstream makes buffers in NVLink's shared memory for experts on several ranks, whatever the dispatcher, unless
+        # the configuration says otherwise (from 0.18 on). The dispatcher of training is used here.
+        model_config.inference_moe_token_dispatcher_type = "nccl"
+        self._context = _Context(model_config, config)
+        wrapper = _ModelWithChoice(model, self._context, self._choose)
+        controller = TextGenerationController(wrapper, _NoText(tokenizer))
+        vocabulary = controller.vocab_size
+        if len(tokenizer) > vocabulary:
+            raise GenerationError(
+                f"The tokenizer has {len(tokenizer)} tokens and the model {vocabulary}. Name the tokenizer that the "
+                "model was trained with."
+            )
+        self._engine = DynamicInferenceEngine(controller, self._context)
+
+    def submit(self, prompt: Sequence[int], options: SamplingOptions) -> Request:
+        """Queue a prompt; :meth:`step` works on it.
+
+        Raises:
+            GenerationError: the prompt is empty, too long, or has tokens that the tokenizer does not know.
+        """
+        self._check(prompt)
+        request = Request(self._next, list(prompt), options)
+        self._next += 1
+        self._requests[request.id] = request
+        room = self.max_sequence_length - len(prompt)
+        self._engine.add_request(
+            request.id,
+            request.prompt,
+            # Tokens are chosen before the engine sees the logits; it takes the largest.
+            SamplingParams(
+                num_tokens_to_generate=min(options.max_new_tokens, room),
+                termination_id=self._end(options),
+                top_k=1,
+            ),
+        )
+        return request
+
+    def cancel(self, request: Request) -> None:
+        """Nobody wants it any more: it ends with the next step."""
+        if request.finish is None:
+            self._cancelled.add(request.id)
+
+    @property
+    def busy(self) -> bool:
+        """Whether any request goes on."""
+        return bool(self._requests)
+
+    def step(self) -> list[Request]:
+        """One more token for the requests that run; returns those that have a new one, or have finished."""
+        self._chosen.clear()
+        result = self._engine.step_modern()
+        finished = {record.request_id: record for record in result["finished_request_records"]}
+        running = {id: self._engine.requests[id].record for id in self._requests if id not in finished}
+        changed = []
+        for id, record in (running | finished).items():
+            request = self._requests[id]
+            if self._update(request, record, id in finished):
+                changed.append(request)
+            if request.finish is not None:
+                self._cancelled.add(id)  # in the engine it may still run, to the end of its next step
+            if id in finished:
+                request.finish = request.finish or "length"
+                del self._requests[id]
+                self._cancelled.discard(id)
+        return changed
+
+    def generate(self, prompts: Sequence[Sequence[int]], options: SamplingOptions) -> list[Request]:
+        """The completions of several prompts, in their order. They may be of any lengths, and more than fit at once.
+
+        Each prompt draws from a seed of its own, ``options.seed`` plus its place.
+
+        Raises:
+            GenerationError: a prompt is refused, as :meth:`submit` does; none has been worked on then.
+        """
+        for prompt in prompts:
+            self._check(prompt)
+        requests = [
+            self.submit(prompt, replace(options, seed=options.seed + place)) for place, prompt in enumerate(prompts)
+        ]
+        while any(request.finish is None for request in requests):
+            self.step()
+        return requests
+
+    def _check(self, prompt: Sequence[int]) -> None:
+        if not prompt:
+            raise GenerationError(
+                "The prompt is empty; at least one token is needed, such as the begin-of-sequence one."
+            )
+        if len(prompt) >= self.max_sequence_length:
+            raise GenerationError(
+                f"The prompt has {len(prompt)} tokens, and prompt and completion together may have "
+                f"{self.max_sequence_length}. Shorten it, or allow more (--max-sequence-length)."
+            )
+        if not 0 <= min(prompt) <= max(prompt) < len(self.tokenizer):
+            raise GenerationError(
+                f"The prompt has tokens from {min(prompt)} to {max(prompt)}; those of the tokenizer are 0 to "
+                f"{len(self.tokenizer) - 1}."
+            )
+
+    def _end(self, options: SamplingOptions) -> int:
+        return -1 if options.ignore_eos or self.tokenizer.eos_token_id is None else self.tokenizer.eos_token_id
+
+    def _update(self, request: Request, record: Any, finished: bool) -> bool:
+        """Take over what the engine has; returns whether that is new to the user."""
+        if request.finish is not None:
+            return False  # it ended before, by a text
+        if request.id in self._cancelled:
+            request.finish = "cancelled"
+            return True
+        tokens = [token for part in record.requests for token in part.generated_tokens]
+        new = tokens[len(request.tokens) :]
+        if not new:
+            return False
+        if finished and tokens[-1] == self._end(request.options):
+            request.finish = "stop"
+            new.pop()
+        request.tokens += new
+        if new and request.options.logprobs is not None:
+            request.choices.append(self._chosen[request.id])
+        if new:
+            request.text = self.tokenizer.decode(request.tokens, skip_special_tokens=True)
+            self._stop_at_text(request)
+        return True
+
+    def _stop_at_text(self, request: Request) -> None:
+        ends = [place for stop in request.options.stop if (place := request.text.find(stop)) >= 0]
+        if ends:
+            request.text = request.text[: min(ends)]
+            request.finish = "stop"
+
+    def _choose(self, logits: Any, ids: Sequence[int]) -> Any:
+        """``logits [1, rows, vocabulary]`` in which the largest of each row is the chosen token's.
+
+        Args:
+            logits: of all but the last stage of a pipeline, None, or what goes to the next stage.
+            ids: of the requests of the first rows, in their order.
+        """
+        if parallel_state.is_pipeline_last_stage():
+            self._choose_rows(logits, ids)
+        if parallel_state.get_pipeline_model_parallel_world_size() > 1 and any(
+            self._requests[id].options.logprobs is not None for id in ids
+        ):
+            # The engine tells the other stages the tokens, and nothing else.
+            shared = [self._chosen]
+            last, group = (
+                parallel_state.get_pipeline_model_parallel_last_rank(),
+                parallel_state.get_pipeline_model_parallel_group(),
+            )
+            torch.distributed.broadcast_object_list(shared, last, group)
+            (self._chosen,) = shared
+        return logits
+
+    def _choose_rows(self, logits: Tensor, ids: Sequence[int]) -> None:
+        logits[..., len(self.tokenizer) :] = -torch.inf  # padding of the vocabulary
+        for row, id in zip(logits[0], ids, strict=False):
+            request = self._requests[id]
+            if id in self._cancelled:
+                self._force(row, max(0, self._end(request.options)))
+            elif not request.options.plain:
+                choice = choose(
+                    row[: len(self.tokenizer)],
+                    request.options,
+                    [*request.prompt, *request.tokens],
+                    len(request.tokens),
+                )
+                self._chosen[id] = choice
+                self._force(row, choice.token)
+
+    @staticmethod
+    def _force(row: Tensor, token: int) -> None:
+        row.fill_(-torch.inf)
+        row[token] = 0.0
+
+
+class _Context(DynamicInferenceContext):
+    """Upstream's, without rounding batches up: that saves CUDA graphs, and costs time where there are none."""
+
+    TOKEN_ROUNDER = 1
+    REQUEST_ROUNDER = 1
+
+
+class _ModelWithChoice(GPTInferenceWrapper):
+    """The model as the engine calls it; its logits leave with the choice made."""
+
+    def __init__(self, model: torch.nn.Module, context: Any, choose: Callable[[Any, Sequence[int]], Any]) -> None:
+        super().__init__(model, context)
+        self._choose = choose
+
+    @torch.inference_mode()
+    def run_one_forward_step(self, inference_input: dict[str, Any], *args: Any, **kwargs: Any) -> Tensor | None:
+        """See upstream's: ``[1, rows, vocabulary]``, one row a request, and None before the last stage."""
+        logits = super().run_one_forward_step(inference_input, *args, **kwargs)
+        context = self.inference_context
+        active = context.request_ids[context.paused_request_count : context.total_request_count]
+        return self._choose(logits, active.tolist())
+
+
+class _NoText:
+    """The tokenizer as the engine sees it: text is made here, not there."""
+
+    bos = None
+
+    def __init__(self, tokenizer: Any) -> None:
+        self.vocab_size = len(tokenizer)
+        self.eod = tokenizer.eos_token_id
+
+    def tokenize(self, text: str) -> list[int]:
+        """Never called: prompts are token ids."""
+        raise NotImplementedError("the engine takes token ids")
+
+    def detokenize(self, tokens: Sequence[int]) -> str:
+        """Nothing: see the class."""
+        return ""
+
+
+def _cache_gib(config: Any, max_sequence_length: int, max_batch_size: int) -> float:
+    """GiB that hold the keys and values of all requests at their longest, on this rank."""
+    blocks = max_batch_size * -(-max_sequence_length // BLOCK_TOKENS) + 2  # one of the engine's own, one to round up
+    groups = config.num_query_groups or config.num_attention_heads
+    heads = max(1, groups // config.tensor_model_parallel_size)
+    layers = -(-config.num_layers // config.pipeline_model_parallel_size)
+    token = 2 * layers * heads * config.kv_channels * config.params_dtype.itemsize
+    return blocks * BLOCK_TOKENS * token / 2**30

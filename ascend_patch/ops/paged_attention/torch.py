@@ -1,0 +1,74 @@
+"""Paged attention with what PyTorch has on every device: one call of its attention for each request.
+
+A request whose blocks follow each other, as they do until the cache has been used up once, is read where it lies.
+"""
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+
+from ascend_patch.ops.attention import torch as whole
+from ascend_patch.ops.paged_attention.reference import store_keys_values
+
+__all__ = ["paged_attention", "store_keys_values"]
+
+
+def paged_attention(
+    query: Tensor,
+    key_cache: Tensor,
+    value_cache: Tensor,
+    block_table: Tensor,
+    cu_seqlens_q: Sequence[int],
+    seqlens_k: Sequence[int],
+    *,
+    scale: float,
+    window: tuple[int, int] | None = None,
+) -> Tensor:
+    """See :func:`ascend_patch.ops.paged_attention.paged_attention`."""
+    output = torch.empty_like(query)
+    output[cu_seqlens_q[-1] :] = 0
+    tables = block_table.tolist()
+    for table, (start, end), keys in zip(tables, pairwise(cu_seqlens_q), seqlens_k, strict=False):
+        if start == end:
+            continue
+        first = _first_key(end - start, keys, window)
+        key, value = (_rows(cache, table, first, keys) for cache in (key_cache, value_cache))
+        rows = query[start:end]
+        output[start:end] = (
+            _one_token(rows, key, value, scale) if len(rows) == 1 else _several(rows, key, value, scale, window)
+        )
+    return output
+
+
+def _first_key(queries: int, keys: int, window: tuple[int, int] | None) -> int:
+    """The first key that any of the request's queries sees."""
+    if window is None or window[0] < 0:
+        return 0
+    return max(0, keys - queries - window[0])
+
+
+def _rows(cache: Tensor, table: Sequence[int], first: int, end: int) -> Tensor:
+    """Rows ``first`` to ``end`` of a request, ``[rows, ng, hn]``; a view where its blocks follow each other."""
+    block = cache.shape[1]
+    used = table[first // block : -(-end // block)]
+    rows = slice(first % block, first % block + end - first)
+    if all(after == before + 1 for before, after in pairwise(used)):
+        return cache[used[0] : used[-1] + 1].flatten(0, 1)[rows]
+    return cache[torch.tensor(used, device=cache.device)].flatten(0, 1)[rows]
+
+
+def _one_token(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+    """It sees all keys: the query heads that share a key head are the rows of one small matrix."""
+    groups = key.shape[1]
+    by_group = query.view(1, groups, -1, query.shape[2])  # [1, ng, np / ng, hn]
+    key, value = (t.transpose(0, 1).unsqueeze(0) for t in (key, value))
+    return scaled_dot_product_attention(by_group, key, value, scale=scale).view(query.shape)
+
+
+def _several(query: Tensor, key: Tensor, value: Tensor, scale: float, window: tuple[int, int] | None) -> Tensor:
+    query_, key, value = (t.unsqueeze(1) for t in (query, key, value))
+    attended = whole.attention(query_, key, value, scale=scale, causal=True, window=window)
+    return attended.view(query.shape)

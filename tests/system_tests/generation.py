@@ -1,0 +1,105 @@
+"""Generation by a Megatron job in any layout.
+
+Run as a script, this is the job: ``generation.py REQUEST FOLDER ARGUMENTS…`` builds the engine with the JSON file
+``REQUEST``'s ``engine`` options, generates each of its ``batches`` (``prompts`` with ``options``), and each rank
+writes what it got to ``FOLDER/RANK.json``.
+"""
+
+import json
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+
+from tests.system_tests import hugging_face
+from tests.system_tests.megatron_server import Server
+from tests.system_tests.mixtral import tiny
+
+SHAPE = hugging_face.MIXTRAL | {"max_position_embeddings": 256, "num_hidden_layers": 2}
+
+
+def flags(shape: dict, checkpoint: Path, tokenizer: Path, **changes: object) -> dict:
+    """The flags of a model of ``shape`` that generates, for :func:`mixtral.tiny`."""
+    return hugging_face.megatron_arguments(shape) | {
+        "load": checkpoint,
+        "tokenizer_type": "HuggingFaceTokenizer",
+        "tokenizer_model": tokenizer,
+        "vocab_size": False,
+        "mock_data": False,
+        **changes,
+    }
+
+
+def generate(
+    server: Server, batches: Sequence[dict], flags: dict, processes: int = 1, **engine: object
+) -> list[list[dict]]:
+    """Run the job; every rank must have the same tokens.
+
+    Args:
+        batches: each with ``prompts``, lists of token ids, and ``options`` of ``SamplingOptions``.
+        flags: for :func:`mixtral.tiny`.
+        engine: options of ``Engine``.
+
+    Returns:
+        For each batch the requests, as dictionaries.
+    """
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        request = folder / "request"
+        request.write_text(json.dumps({"batches": batches, "engine": {"max_sequence_length": 128} | engine}))
+        server.run(Path(__file__), [request, folder, *tiny(**flags)], processes).succeeded()
+        first, *others = [json.loads((folder / f"{rank}.json").read_text()) for rank in range(processes)]
+    for other in others:
+        assert other == first
+    return first
+
+
+def transformers_greedy(model: torch.nn.Module, prompt: list[int], tokens: int, **options: object) -> list[int]:
+    """What transformers generates for one prompt, whatever the end-of-sequence token."""
+    found = model.generate(
+        torch.tensor([prompt]),
+        max_new_tokens=tokens,
+        do_sample=False,
+        eos_token_id=None,
+        pad_token_id=0,
+        **options,
+    )
+    return found[0, len(prompt) :].tolist()
+
+
+def check_same(model: torch.nn.Module, prompt: list[int], found: list[int], expected: list[int]) -> None:
+    """``found`` is ``expected``, up to a place where transformers' own two best logits are as good as equal."""
+    if found == expected:
+        return
+    place = next(i for i in range(len(expected)) if i >= len(found) or found[i] != expected[i])
+    with torch.no_grad():
+        logits = model(torch.tensor([prompt + expected[:place]])).logits[0, -1]
+    gap = float(logits[expected[place]] - logits[found[place]]) if place < len(found) else float("inf")
+    report = f"token {place} is {found[place : place + 1]}, not {expected[place]}; their logits differ by {gap:.2e}"
+    print(report)
+    assert 0 <= gap < 1e-4, report
+
+
+def main() -> None:
+    """The job; see the module's docstring."""
+    request, folder = json.loads(Path(sys.argv.pop(1)).read_text()), Path(sys.argv.pop(1))
+    from transformers import AutoTokenizer
+
+    from ascend_patch.generation import model
+    from ascend_patch.generation.engine import Engine
+    from ascend_patch.generation.sampling import SamplingOptions
+
+    args = model.initialize()
+    engine = Engine(model.build(args), AutoTokenizer.from_pretrained(args.tokenizer_model), **request["engine"])
+    results = [
+        [asdict(one) for one in engine.generate(batch["prompts"], SamplingOptions(**batch["options"]))]
+        for batch in request["batches"]
+    ]
+    (folder / f"{torch.distributed.get_rank()}.json").write_text(json.dumps(results))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,129 @@
+"""Generation on upstream's engine: the tokens of transformers, in every layout and batch."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from ascend_patch.checkpoint.convert import Options, convert
+from tests.system_tests import hugging_face
+from tests.system_tests.generation import SHAPE, check_same, flags, generate, transformers_greedy
+from tests.system_tests.megatron_server import Server
+from tests.system_tests.mixtral import EP2, ONE, PP2, TP2_SP
+
+pytestmark = pytest.mark.xdist_group("logits")
+
+TOKENS = 64
+PROMPTS = 20
+VOCABULARY = hugging_face.VOCABULARY
+
+
+class Model:
+    """A model of transformers and of Megatron, prompts of unequal lengths, and what transformers makes of them."""
+
+    def __init__(self, shape: dict, folder: Path) -> None:
+        self.shape = shape
+        self.folder = hugging_face.save(hugging_face.random_model(**shape), folder / "hf")
+        self.checkpoint = convert(Options(self.folder, folder / "megatron", make_vocab_size_divisible_by=128))
+        self.model = hugging_face.load(self.folder)
+        self.prompts = [torch.randint(3, VOCABULARY, (1 + 7 * i % 40,)).tolist() for i in range(PROMPTS)]
+        self.expected = [transformers_greedy(self.model, prompt, TOKENS) for prompt in self.prompts]
+        self.flags = flags(shape, self.checkpoint, self.folder)
+
+    def check(self, requests: list[dict]) -> None:
+        """These are the greedy completions of all prompts."""
+        for prompt, request, expected in zip(self.prompts, requests, self.expected, strict=True):
+            assert request["finish"] == "length"
+            check_same(self.model, prompt, request["tokens"], expected)
+
+
+@pytest.fixture(scope="module")
+def mixtral(tmp_path_factory: pytest.TempPathFactory) -> Model:
+    return Model(SHAPE, tmp_path_factory.mktemp("mixtral"))
+
+
+GREEDY = {"max_new_tokens": TOKENS, "ignore_eos": True}
+
+
+@pytest.mark.parametrize(
+    ("layout", "processes"),
+    [
+        (ONE, 1),
+        (EP2, 2),
+        (PP2, 2),
+        (TP2_SP | EP2, 4),
+        pytest.param(TP2_SP | PP2 | EP2, 8, marks=pytest.mark.slow),
+    ],
+    ids=["one", "ep2", "pp2", "tp2-ep2", "tp2-pp2-ep2"],
+)
+def test_greedy_tokens_are_those_of_transformers(mixtral: Model, server: Server, layout: dict, processes: int) -> None:
+    """Twenty prompts of unequal lengths in batches of eight, 64 tokens each."""
+    batch = {"prompts": mixtral.prompts, "options": GREEDY}
+    (requests,) = generate(server, [batch], mixtral.flags | layout, processes)
+    mixtral.check(requests)
+
+
+def test_a_sliding_window(server: Server, tmp_path: Path) -> None:
+    """Mistral v0.1's, shorter than the completions."""
+    mistral = Model(hugging_face.MISTRAL_V01 | {"max_position_embeddings": 256, "num_hidden_layers": 2}, tmp_path)
+    mistral.check(generate(server, [{"prompts": mistral.prompts, "options": GREEDY}], mistral.flags)[0])
+
+
+def test_batches_do_not_matter(mixtral: Model, server: Server) -> None:
+    """One at a time, all at once, sampled: a request gets what it gets alone."""
+    options = {"max_new_tokens": 20, "temperature": 0.9, "top_p": 0.9, "ignore_eos": True}
+    alone = [
+        {"prompts": [prompt], "options": options | {"seed": 7 + place}} for place, prompt in enumerate(mixtral.prompts)
+    ]
+    together, *singles = generate(
+        server,
+        [{"prompts": mixtral.prompts, "options": options | {"seed": 7}}, *alone],
+        mixtral.flags,
+        max_batch_size=PROMPTS,
+    )
+    same = sum(one["tokens"] == single["tokens"] for one, (single,) in zip(together, singles, strict=True))
+    assert same >= PROMPTS - 1  # a draw on the edge between two tokens may fall either way
+    assert len({tuple(one["tokens"]) for one in together}) == PROMPTS
+
+
+def test_repetition_penalty_and_logprobs(mixtral: Model, server: Server) -> None:
+    """Those of transformers; over two stages, of which the first gets the log-probabilities from the last."""
+    prompts = mixtral.prompts[:4]
+    penalty = {"max_new_tokens": 24, "repetition_penalty": 1.5, "ignore_eos": True, "logprobs": 2}
+    (penalized,) = generate(server, [{"prompts": prompts, "options": penalty}], mixtral.flags | PP2, 2)
+    for prompt, request in zip(prompts, penalized, strict=True):
+        expected = transformers_greedy(mixtral.model, prompt, 24, repetition_penalty=1.5)
+        assert request["tokens"] == expected
+        with torch.no_grad():
+            logprobs = mixtral.model(torch.tensor([prompt + expected])).logits[0].log_softmax(-1)
+        wanted = [float(logprobs[len(prompt) - 1 + i, token]) for i, token in enumerate(expected)]
+        assert [choice["logprob"] for choice in request["choices"]] == pytest.approx(wanted, abs=1e-4)
+        for i, choice in enumerate(request["choices"]):
+            assert [token for token, _ in choice["top"]] == logprobs[len(prompt) - 1 + i].topk(2).indices.tolist()
+
+
+def test_stops_at_a_text(mixtral: Model, server: Server) -> None:
+    """It ends where the text is complete, and the text is not part of it; the others of the batch go on."""
+    batch = {"prompts": mixtral.prompts[:6], "options": {"max_new_tokens": 24, "ignore_eos": True}}
+    ((first, *others),) = generate(server, [batch], mixtral.flags)
+    stop = first["text"][len(first["text"]) // 2 :][:3]
+    batch["options"]["stop"] = [stop]
+    ((stopped, *rest),) = generate(server, [batch], mixtral.flags)
+    assert (stopped["finish"], stopped["text"]) == ("stop", first["text"].split(stop)[0])
+    for one, other in zip(rest, others, strict=True):
+        assert one["text"] == other["text"].split(stop)[0]
+
+
+def test_stops_at_the_end_of_sequence(mixtral: Model, server: Server) -> None:
+    """The token itself is not part of the completion."""
+    batch = {"prompts": mixtral.prompts, "options": {"max_new_tokens": TOKENS}}
+    (requests,) = generate(server, [batch], mixtral.flags)
+    ended = 0
+    for request, expected in zip(requests, mixtral.expected, strict=True):
+        if 2 in expected:
+            ended += 1
+            assert request["finish"] == "stop"
+            assert request["tokens"] == expected[: expected.index(2)]
+        else:
+            assert (request["finish"], request["tokens"]) == ("length", expected)
+    print(f"{ended} of {len(requests)} ended by themselves")
