@@ -176,7 +176,7 @@ class Engine:
         if len(prompt) >= self.max_sequence_length:
             raise GenerationError(
                 f"The prompt has {len(prompt)} tokens, and prompt and completion together may have "
-                f"{self.max_sequence_length}. Shorten it, or allow more (--max-sequence-length)."
+                f"{self.max_sequence_length}. Shorten it, or allow more (--seq-length)."
             )
         if not 0 <= min(prompt) <= max(prompt) < len(self.tokenizer):
             raise GenerationError(

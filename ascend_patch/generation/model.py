@@ -1,12 +1,18 @@
 """A trained model, ready to generate: Megatron-LM's arguments, its checkpoint, this rank's part."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
 from megatron.core.utils import unwrap_model
 from megatron.training import checkpointing, training
 
+from ascend_patch.checkpoint import manifest, megatron, side_files
+from ascend_patch.checkpoint.convert import Options, convert
+from ascend_patch.checkpoint.errors import CheckpointError
+from ascend_patch.checkpoint.keys import Build
+from ascend_patch.checkpoint.layout import Layout
 from ascend_patch.compat.training import initialize as initialize_megatron
 from ascend_patch.generation.errors import GenerationError
 from ascend_patch.pretrain_gpt import model_provider
@@ -29,17 +35,97 @@ def initialize(extra_args_provider: Callable | None = None) -> Any:
     return initialize_megatron(extra_args_provider, _DEFAULTS)
 
 
-def build(args: Any) -> torch.nn.Module:
-    """This rank's part of the model with the weights of ``--load``, in eval mode.
+def load_tokenizer(args: Any) -> Any:
+    """The tokenizer of transformers in ``--tokenizer-model``; no hub is asked and none of its code is run.
 
     Raises:
-        GenerationError: there is no ``--load``, or the model is cut into virtual stages.
+        DataError: there is none, or it cannot be read.
+    """
+    from ascend_patch.data.tokenize import HuggingFaceTokenizer
+
+    return HuggingFaceTokenizer(Path(args.tokenizer_model)).hf
+
+
+def load_model(args: Any, converted: Path | None = None) -> torch.nn.Module:
+    """This rank's part of the model with the weights of ``--load``, in eval mode.
+
+    ``--load`` names a checkpoint of Megatron-LM, or a model in Hugging Face's format, which is converted first, once.
+
+    Args:
+        converted: where the converted weights are kept; by default ``model_weights`` and the model's name.
+
+    Raises:
+        GenerationError: there is no ``--load``, or it has another layout, or the model is cut into virtual stages.
+        CheckpointError: it cannot be converted.
     """
     if args.virtual_pipeline_model_parallel_size is not None:
         raise GenerationError("Virtual pipeline stages are for training; leave their flags out to generate.")
     if args.load is None:
         raise GenerationError("--load names the checkpoint whose weights generate; it is missing.")
+    args.load = str(_on_first_rank(lambda: megatron_checkpoint(Path(args.load), converted, args)))
     model = training.get_model(model_provider, wrap_with_ddp=False)
     checkpointing.load_checkpoint(model, None, None)
     (module,) = unwrap_model(model)
     return module.eval()
+
+
+def megatron_checkpoint(folder: Path, converted: Path | None, args: Any) -> Path:
+    """``folder`` if Megatron-LM wrote it in this job's layout, or what it has been converted to.
+
+    Raises:
+        GenerationError: it is neither, or has another layout.
+        CheckpointError: it cannot be converted.
+    """
+    if (folder / megatron.TRACKER).is_file():
+        _check_layout(folder, args)
+        return folder
+    if not (folder / side_files.CONFIG).is_file():
+        raise GenerationError(
+            f"--load {folder} is neither a checkpoint of Megatron-LM (it has no {megatron.TRACKER}) nor a Hugging Face "
+            f"model (no {side_files.CONFIG})."
+        )
+    target = converted or Path("model_weights") / folder.resolve().name
+    build = Build(args.transformer_impl, args.moe_grouped_gemm)
+    if not (target / manifest.NAME).is_file():
+        # torch_dist loads in every layout.
+        return convert(Options(folder, target, make_vocab_size_divisible_by=1, build=build))
+    source = manifest.Manifest.read(target).source.get("folder")
+    if source != str(folder.resolve()):
+        raise GenerationError(
+            f"{target} was converted from {source}, not from {folder}. Name another folder for the converted weights "
+            "(--converted-dir), or remove this one."
+        )
+    return target
+
+
+def _check_layout(folder: Path, args: Any) -> None:
+    """Format torch has a folder for each part of the model in its layout; torch_dist loads in every layout."""
+    iteration = megatron.find(folder)
+    present = {entry.name for entry in iteration.glob("mp_rank_*")}
+    job = Layout(
+        args.tensor_model_parallel_size,
+        args.pipeline_model_parallel_size,
+        args.expert_model_parallel_size,
+        args.expert_tensor_parallel_size or 0,
+    )
+    wanted = {job.folder(rank) for rank in job.ranks()}
+    if present and present != wanted:
+        raise GenerationError(
+            f"{iteration} is in format torch, and was cut for another layout: it has {', '.join(sorted(present))}; "
+            f"this job needs {', '.join(sorted(wanted))}. Start it in the checkpoint's layout, or convert that with "
+            "tools/checkpoint/util.py --loader mixtral_mg --saver mixtral."
+        )
+
+
+def _on_first_rank(work: Callable[[], Path]) -> Path:
+    """What ``work`` returns on rank 0, on all ranks; what it raises there, everywhere."""
+    outcome: list[Any] = [None]
+    if torch.distributed.get_rank() == 0:
+        try:
+            outcome = [work()]
+        except (GenerationError, CheckpointError) as error:
+            outcome = [error]
+    torch.distributed.broadcast_object_list(outcome)
+    if isinstance(outcome[0], Exception):
+        raise outcome[0]
+    return outcome[0]

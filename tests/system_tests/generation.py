@@ -86,14 +86,13 @@ def check_same(model: torch.nn.Module, prompt: list[int], found: list[int], expe
 def main() -> None:
     """The job; see the module's docstring."""
     request, folder = json.loads(Path(sys.argv.pop(1)).read_text()), Path(sys.argv.pop(1))
-    from transformers import AutoTokenizer
 
     from ascend_patch.generation import model
     from ascend_patch.generation.engine import Engine
     from ascend_patch.generation.sampling import SamplingOptions
 
     args = model.initialize()
-    engine = Engine(model.build(args), AutoTokenizer.from_pretrained(args.tokenizer_model), **request["engine"])
+    engine = Engine(model.load_model(args), model.load_tokenizer(args), **request["engine"])
     results = [
         [asdict(one) for one in engine.generate(batch["prompts"], SamplingOptions(**batch["options"]))]
         for batch in request["batches"]

@@ -1,0 +1,59 @@
+"""The command-line arguments that the scripts which generate share, beside those of Megatron-LM."""
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from ascend_patch.generation.engine import Engine
+from ascend_patch.generation.model import initialize, load_model, load_tokenizer
+from ascend_patch.generation.sampling import SamplingOptions
+
+_PLAIN = SamplingOptions()
+
+
+def add_sampling_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    """How tokens are chosen; :func:`sampling_options` reads it. ``--seed`` is Megatron-LM's."""
+    group = parser.add_argument_group("sampling")
+    group.add_argument("--max-new-tokens", type=int, default=_PLAIN.max_new_tokens)
+    group.add_argument("--temperature", type=float, default=_PLAIN.temperature, help="0: the most probable token")
+    group.add_argument("--top-k", type=int, default=_PLAIN.top_k, help="0: all tokens")
+    group.add_argument("--top-p", type=float, default=_PLAIN.top_p, help="1: all tokens")
+    group.add_argument("--repetition-penalty", type=float, default=_PLAIN.repetition_penalty, help="1: none")
+    group.add_argument("--stop", action="append", metavar="TEXT", help="ends a completion; may be given several times")
+    return parser
+
+
+def add_engine_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    """What the engine needs to know."""
+    group = parser.add_argument_group("engine")
+    group.add_argument("--max-batch-size", type=int, default=8, help="requests that run at once; others wait")
+    group.add_argument(
+        "--converted-dir", type=Path, help="where the converted weights of a Hugging Face model are kept"
+    )
+    return parser
+
+
+def sampling_options(args: Any) -> SamplingOptions:
+    """What :func:`add_sampling_arguments` and ``--seed`` have read."""
+    return SamplingOptions(
+        max_new_tokens=args.max_new_tokens,
+        temperature=args.temperature,
+        top_k=args.top_k,
+        top_p=args.top_p,
+        repetition_penalty=args.repetition_penalty,
+        stop=tuple(args.stop or ()),
+        seed=args.seed,
+    )
+
+
+def build_engine(extra_args_provider: Callable) -> tuple[Engine, Any]:
+    """The engine that the command line asks for, and the arguments. A completion ends at ``--seq-length``."""
+    args = initialize(extra_args_provider)
+    engine = Engine(
+        load_model(args, args.converted_dir),
+        load_tokenizer(args),
+        max_sequence_length=args.seq_length,
+        max_batch_size=args.max_batch_size,
+    )
+    return engine, args
