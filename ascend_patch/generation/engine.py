@@ -37,13 +37,19 @@ class Request:
     id: int
     prompt: list[int]
     options: SamplingOptions
+    tokenizer: Any
     tokens: list[int] = field(default_factory=list)
     """Generated tokens, without the one that ended the request."""
     choices: list[Choice] = field(default_factory=list)
     """One for each of :attr:`tokens`, where log-probabilities were asked for."""
-    text: str = ""
     finish: Finish | None = None
     """None: it goes on."""
+
+    @property
+    def text(self) -> str:
+        """The generated tokens as text, up to the first of the texts that end it."""
+        text = self.tokenizer.decode(self.tokens, skip_special_tokens=True)
+        return text[: _first_stop(text, self.options.stop)]
 
 
 class Engine:
@@ -106,7 +112,7 @@ class Engine:
             GenerationError: the prompt is empty, too long, or has tokens that the tokenizer does not know.
         """
         self._check(prompt)
-        request = Request(self._next, list(prompt), options)
+        request = Request(self._next, list(prompt), options, self.tokenizer)
         self._next += 1
         self._requests[request.id] = request
         room = self.max_sequence_length - len(prompt)
@@ -204,16 +210,10 @@ class Engine:
         request.tokens += new
         if new and request.options.logprobs is not None:
             request.choices.append(self._chosen[request.id])
-        if new:
-            request.text = self.tokenizer.decode(request.tokens, skip_special_tokens=True)
-            self._stop_at_text(request)
-        return True
-
-    def _stop_at_text(self, request: Request) -> None:
-        ends = [place for stop in request.options.stop if (place := request.text.find(stop)) >= 0]
-        if ends:
-            request.text = request.text[: min(ends)]
+        stops = request.options.stop
+        if stops and _first_stop(self.tokenizer.decode(request.tokens, skip_special_tokens=True), stops) is not None:
             request.finish = "stop"
+        return True
 
     def _choose(self, logits: Any, ids: Sequence[int]) -> Any:
         """``logits [1, rows, vocabulary]`` in which the largest of each row is the chosen token's.
@@ -298,6 +298,11 @@ class _NoText:
     def detokenize(self, tokens: Sequence[int]) -> str:
         """Nothing: see the class."""
         return ""
+
+
+def _first_stop(text: str, stops: Sequence[str]) -> int | None:
+    """Where the first of ``stops`` begins in ``text``."""
+    return min((place for stop in stops if (place := text.find(stop)) >= 0), default=None)
 
 
 def _cache_gib(config: Any, max_sequence_length: int, max_batch_size: int) -> float:

@@ -14,6 +14,8 @@ from ascend_patch.checkpoint.errors import CheckpointError
 from ascend_patch.checkpoint.keys import Build
 from ascend_patch.checkpoint.layout import Layout
 from ascend_patch.compat.training import initialize as initialize_megatron
+from ascend_patch.data.templates import Template, create_template
+from ascend_patch.data.tokenize import HuggingFaceTokenizer
 from ascend_patch.generation.errors import GenerationError
 from ascend_patch.pretrain_gpt import model_provider
 
@@ -41,9 +43,16 @@ def load_tokenizer(args: Any) -> Any:
     Raises:
         DataError: there is none, or it cannot be read.
     """
-    from ascend_patch.data.tokenize import HuggingFaceTokenizer
-
     return HuggingFaceTokenizer(Path(args.tokenizer_model)).hf
+
+
+def load_template(args: Any) -> Template:
+    """The template ``--prompt-template`` names, which makes a prompt of a conversation.
+
+    Raises:
+        DataError: the tokenizer lacks what it needs.
+    """
+    return create_template(args.prompt_template, HuggingFaceTokenizer(Path(args.tokenizer_model)))
 
 
 def load_model(args: Any, converted: Path | None = None) -> torch.nn.Module:

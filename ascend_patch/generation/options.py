@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from ascend_patch.data.templates import TEMPLATES
 from ascend_patch.generation.engine import Engine
 from ascend_patch.generation.model import initialize, load_model, load_tokenizer
 from ascend_patch.generation.sampling import SamplingOptions
@@ -30,6 +31,17 @@ def add_engine_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentPa
     group.add_argument("--max-batch-size", type=int, default=8, help="requests that run at once; others wait")
     group.add_argument(
         "--converted-dir", type=Path, help="where the converted weights of a Hugging Face model are kept"
+    )
+    return parser
+
+
+def add_template_argument(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    """How a conversation becomes a prompt; :func:`ascend_patch.generation.model.load_template` reads it."""
+    parser.add_argument(
+        "--prompt-template",
+        choices=tuple(TEMPLATES),
+        default="mistral",
+        help="mistral: that of Mixtral Instruct v0.1; tokenizer: its own chat_template (default: %(default)s)",
     )
     return parser
 

@@ -61,11 +61,7 @@ def main() -> None:
             write(args.output, "".join(json.dumps(result, ensure_ascii=False) + "\n" for result in results))
         else:
             for result in results:
-                print(
-                    f"\n{result['prompt']}\033[1m{result['completion']}\033[0m"
-                    if sys.stdout.isatty()
-                    else (f"\n{result['prompt']}{result['completion']}")
-                )
+                print(f"\n{result['prompt']}{result['completion']}")
     torch.distributed.barrier()
     torch.distributed.destroy_process_group()
 

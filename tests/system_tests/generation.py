@@ -94,7 +94,15 @@ def main() -> None:
     args = model.initialize()
     engine = Engine(model.load_model(args), model.load_tokenizer(args), **request["engine"])
     results = [
-        [asdict(one) for one in engine.generate(batch["prompts"], SamplingOptions(**batch["options"]))]
+        [
+            {
+                "tokens": one.tokens,
+                "text": one.text,
+                "finish": one.finish,
+                "choices": [asdict(choice) for choice in one.choices],
+            }
+            for one in engine.generate(batch["prompts"], SamplingOptions(**batch["options"]))
+        ]
         for batch in request["batches"]
     ]
     (folder / f"{torch.distributed.get_rank()}.json").write_text(json.dumps(results))
