@@ -1,13 +1,12 @@
 """The command-line arguments that the scripts which generate share, beside those of Megatron-LM."""
 
 import argparse
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from ascend_patch.data.templates import TEMPLATES
 from ascend_patch.generation.engine import Engine
-from ascend_patch.generation.model import initialize, load_model, load_tokenizer
+from ascend_patch.generation.model import load_model, load_tokenizer
 from ascend_patch.generation.sampling import SamplingOptions
 
 _PLAIN = SamplingOptions()
@@ -59,13 +58,11 @@ def sampling_options(args: Any) -> SamplingOptions:
     )
 
 
-def build_engine(extra_args_provider: Callable) -> tuple[Engine, Any]:
-    """The engine that the command line asks for, and the arguments. A completion ends at ``--seq-length``."""
-    args = initialize(extra_args_provider)
-    engine = Engine(
+def build_engine(args: Any) -> Engine:
+    """The engine that the arguments ask for. A prompt and its completion have ``--seq-length`` tokens at most."""
+    return Engine(
         load_model(args, args.converted_dir),
         load_tokenizer(args),
         max_sequence_length=args.seq_length,
         max_batch_size=args.max_batch_size,
     )
-    return engine, args

@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 
 from ascend_patch.generation.errors import GenerationError
+from ascend_patch.generation.model import initialize
 from ascend_patch.generation.options import add_engine_arguments, add_sampling_arguments, build_engine, sampling_options
 
 
@@ -48,8 +49,9 @@ def read_prompts(prompt: list[str] | None, file: Path | None) -> list[str]:
 
 def main() -> None:
     """See the module's docstring."""
-    engine, args = build_engine(arguments)
+    args = initialize(arguments)
     prompts = read_prompts(args.prompt, args.prompts)
+    engine = build_engine(args)
     ids = [engine.tokenizer(text)["input_ids"] for text in prompts]
     requests = engine.generate(ids, sampling_options(args))
     if torch.distributed.get_rank() == 0:

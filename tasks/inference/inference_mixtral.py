@@ -12,7 +12,7 @@ import torch
 
 from ascend_patch.generation.chat import Chat, Terminal
 from ascend_patch.generation.errors import GenerationError
-from ascend_patch.generation.model import load_template
+from ascend_patch.generation.model import initialize, load_template
 from ascend_patch.generation.options import (
     add_engine_arguments,
     add_sampling_arguments,
@@ -32,7 +32,8 @@ def arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
 
 def main() -> None:
     """See the module's docstring."""
-    engine, args = build_engine(arguments)
+    args = initialize(arguments)
+    engine = build_engine(args)
     terminal = Terminal(sys.stdin, sys.stdout) if torch.distributed.get_rank() == 0 else None
     chat = Chat(engine, load_template(args), sampling_options(args), args.system)
     while (message := shared(terminal.read() if terminal else None)) is not None:
