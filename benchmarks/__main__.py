@@ -51,27 +51,17 @@ def main() -> None:
 
 
 def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="benchmarks", description="Side-by-side measurements; see benchmarks/."
-    )
+    parser = argparse.ArgumentParser(prog="benchmarks", description="Side-by-side measurements; see benchmarks/.")
     parser.add_argument("--dtype", choices=DTYPES, action="append", help="only this one (default: both)")
     parser.add_argument("--rounds", type=positive, default=10, help="turns of each contestant")
     parser.add_argument("--steps", type=positive, default=2, help="training steps in a turn")
-    parser.add_argument(
-        "--warm-up", type=positive, default=12, help="steps before the first round, not counted"
-    )
-    parser.add_argument(
-        "--same-malloc", action="store_true", help="a and c get the settings of malloc that b has"
-    )
-    parser.add_argument(
-        "--threads", type=positive, default=len(os.sched_getaffinity(0)), help="of each process"
-    )
+    parser.add_argument("--warm-up", type=positive, default=12, help="steps before the first round, not counted")
+    parser.add_argument("--same-malloc", action="store_true", help="a and c get the settings of malloc that b has")
+    parser.add_argument("--threads", type=positive, default=len(os.sched_getaffinity(0)), help="of each process")
     parser.add_argument(
         "--import-pairs", type=whole, default=10, help="of processes for the cost of activation; 0: none"
     )
-    parser.add_argument(
-        "--out", type=Path, default=ROOT / "runs" / "benchmark", help="folder for results and logs"
-    )
+    parser.add_argument("--out", type=Path, default=ROOT / "runs" / "benchmark", help="folder for results and logs")
     return parser.parse_args()
 
 

@@ -54,9 +54,7 @@ def contestants(dtype: str, same_malloc: bool = False) -> tuple[Contestant, ...]
     )
 
 
-def environment(
-    contestant: Contestant, threads: int, inherited: Mapping[str, str] = os.environ
-) -> dict[str, str]:
+def environment(contestant: Contestant, threads: int, inherited: Mapping[str, str] = os.environ) -> dict[str, str]:
     """The whole environment of its process; settings of ascend_patch are not inherited."""
     kept = {name: value for name, value in inherited.items() if not name.startswith("ASCEND_PATCH")}
     return {**kept, "OMP_NUM_THREADS": str(threads), "ASCEND_PATCH_DEVICE": "cpu", **contestant.environment}
@@ -76,9 +74,7 @@ def single_process() -> dict[str, str]:
 
 
 def _megatron(key: str, title: str, flags: tuple[str, ...], variables: Mapping[str, str]) -> Contestant:
-    return Contestant(
-        key, title, ("-m", "benchmarks.workers.megatron", *flags), {**single_process(), **variables}
-    )
+    return Contestant(key, title, ("-m", "benchmarks.workers.megatron", *flags), {**single_process(), **variables})
 
 
 #: :mod:`ascend_patch.devices.cpu.allocator` for a process that does not load it; mallopt(3).

@@ -56,9 +56,7 @@ class Gate:
         self._started = time.perf_counter(), time.process_time()
 
     def _answer(self, facts: dict[str, object]) -> None:
-        self._replies.write(
-            json.dumps({"seconds": self._seconds, "cpu_seconds": self._cpu_seconds, **facts}) + "\n"
-        )
+        self._replies.write(json.dumps({"seconds": self._seconds, "cpu_seconds": self._cpu_seconds, **facts}) + "\n")
         self._replies.flush()
         self._seconds, self._cpu_seconds = [], []
 

@@ -81,9 +81,7 @@ def measure(dtype: str, plan: Plan, folder: Path, progress: Callable[[str], None
         workers = {}
         for entrant in entrants:
             log = folder / f"{dtype}-{entrant.key}.log"
-            workers[entrant.key] = stack.enter_context(
-                Worker(entrant.command, environment(entrant, plan.threads), log)
-            )
+            workers[entrant.key] = stack.enter_context(Worker(entrant.command, environment(entrant, plan.threads), log))
             workers[entrant.key].run(1 if entrant.key == LIMIT else plan.warm_up)
             progress(f"{dtype}: {entrant.key} is warm ({entrant.title})")
         for turn in range(plan.rounds):
@@ -93,9 +91,7 @@ def measure(dtype: str, plan: Plan, folder: Path, progress: Callable[[str], None
     return compare(dtype, {entrant.key: entrant.title for entrant in entrants}, answers)
 
 
-def compare(
-    dtype: str, titles: Mapping[str, str], answers: Mapping[str, Sequence[Mapping[str, Any]]]
-) -> Comparison:
+def compare(dtype: str, titles: Mapping[str, str], answers: Mapping[str, Sequence[Mapping[str, Any]]]) -> Comparison:
     """The workers' answers, one a round and contestant, as a :class:`Comparison`."""
     sizes = {answer["parameters"] for key in titles if key != LIMIT for answer in answers[key]}
     if len(sizes) > 1:

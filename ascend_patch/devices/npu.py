@@ -17,6 +17,7 @@ import torch
 from ascend_patch.compat.torch_npu import advice as pairing_advice
 from ascend_patch.devices import compilation, hccl
 from ascend_patch.devices.base import Unavailable
+from ascend_patch.devices.loaders import with_own_generator
 from ascend_patch.devices.substitute import Substitutions
 
 _logger = logging.getLogger(__name__)
@@ -98,6 +99,8 @@ def _complete(substitutions: Substitutions, torch_npu: ModuleType) -> None:
     # get_device_arch_version() reads .major, which the properties of an NPU do not have.
     substitutions.wrap(torch.cuda, "get_device_properties", _with_compute_capability)
     substitutions.set(torch.cuda, "get_device_capability", lambda device=None: (8, 0))
+    # The host's generator of a resumed run goes on like that of one that was never interrupted.
+    substitutions.wrap(torch.utils.data.DataLoader, "__init__", with_own_generator)
     compilation.install(substitutions)
     hccl.install(substitutions)
 

@@ -20,6 +20,7 @@ _FAMILIES = (
     "moe_unpermute_routing_map",
     "norm",
     "optimizer",
+    "paged_attention",
     "plumbing",
     "rotary",
 )

@@ -139,9 +139,9 @@ def _masking(device: torch.device, left: int, right: int) -> dict[str, Any]:
     if left == right == _NO_LIMIT:
         return {}
     if left == _NO_LIMIT and right == 0:
-        return {"atten_mask": _triangle(device), "sparse_mode": _RIGHT_DOWN_CAUSAL}
+        return {"atten_mask": triangle(device), "sparse_mode": _RIGHT_DOWN_CAUSAL}
     return {
-        "atten_mask": _triangle(device),
+        "atten_mask": triangle(device),
         "sparse_mode": _BAND,
         "pre_tockens": left,  # spelled like that by the operator
         "next_tockens": right,
@@ -149,7 +149,7 @@ def _masking(device: torch.device, left: int, right: int) -> dict[str, Any]:
 
 
 @functools.cache
-def _triangle(device: torch.device) -> Tensor:
+def triangle(device: torch.device) -> Tensor:
     """The compressed mask of the sparse modes: bool ``[2048, 2048]``, True above the diagonal."""
     with torch.inference_mode(False):  # a later backward pass is to save it
         return torch.ones(2048, 2048, dtype=torch.bool, device=device).triu_(diagonal=1)
