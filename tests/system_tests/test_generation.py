@@ -1,5 +1,7 @@
 """Generation on upstream's engine: the tokens of transformers, in every layout and batch."""
 
+import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -8,6 +10,7 @@ import torch
 from ascend_patch.checkpoint.convert import Options, convert
 from tests.system_tests import hugging_face
 from tests.system_tests.generation import SHAPE, check_same, flags, generate, transformers_greedy
+from tests.system_tests.launcher import Run, train
 from tests.system_tests.megatron_server import Server
 from tests.system_tests.mixtral import EP2, ONE, PP2, TP2_SP
 
@@ -127,3 +130,38 @@ def test_stops_at_the_end_of_sequence(mixtral: Model, server: Server) -> None:
         else:
             assert (request["finish"], request["tokens"]) == ("length", expected)
     print(f"{ended} of {len(requests)} ended by themselves")
+
+
+class OnNpu:
+    """Runs a job on the simulated NPU as :class:`Server` does on the host, and keeps the report of its operators."""
+
+    def __init__(self, report: Path) -> None:
+        self.report = report
+
+    def run(self, script: Path, arguments: Sequence[object], processes: int) -> Run:
+        """See :meth:`Server.run`."""
+        variables = {"ASCEND_PATCH_DEVICE": "npu", "ASCEND_PATCH_REPORT": str(self.report)}
+        return train([*map(str, arguments)], processes=processes, script=script, variables=variables)
+
+
+@pytest.mark.npu
+@pytest.mark.usefixtures("npu_device")
+def test_on_the_npu(tmp_path: Path) -> None:
+    """The fused operators take every call, and the log-probabilities are those of transformers, up to bf16."""
+    shape = SHAPE | {"head_dim": 64}
+    folder = hugging_face.save(hugging_face.random_model(**shape), tmp_path / "hf", torch.bfloat16)
+    checkpoint = convert(Options(folder, tmp_path / "megatron", make_vocab_size_divisible_by=128))
+    prompts = [torch.randint(3, VOCABULARY, (length,)).tolist() for length in (1, 30, 9, 150)]
+    batch = {"prompts": prompts, "options": {"max_new_tokens": 12, "ignore_eos": True, "logprobs": 0}}
+    job = OnNpu(tmp_path / "report")
+    (requests,) = generate(job, [batch], flags(shape, checkpoint, folder, bf16=True), max_sequence_length=200)
+    model = hugging_face.load(folder)
+    for prompt, request in zip(prompts, requests, strict=True):
+        with torch.no_grad():
+            logprobs = model(torch.tensor([prompt + request["tokens"]])).logits[0].log_softmax(-1)
+        wanted = [float(logprobs[len(prompt) - 1 + i, token]) for i, token in enumerate(request["tokens"])]
+        assert [choice["logprob"] for choice in request["choices"]] == pytest.approx(wanted, abs=0.15)
+    operator = json.loads(job.report.read_text())["operators"]["paged_attention"]
+    assert operator["variant"] == "npu"
+    assert operator["unsupported"] == {}
+    assert all(set(calls) == {"npu"} for calls in operator["calls"].values()), operator
