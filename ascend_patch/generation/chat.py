@@ -80,7 +80,7 @@ class Chat:
         messages = [*self.messages, {"role": "user", "content": message}]
         # Every answer draws anew.
         options = replace(self._options, seed=self._options.seed + len(messages))
-        request = self._engine.submit(prompt_ids(self._template, messages), options)
+        request = self._engine.submit(prompt_ids(self._template, messages), options, begins_anew=True)
         shown = 0
         while request.finish is None:
             self._engine.step()

@@ -29,6 +29,9 @@ Finish = Literal["stop", "length", "cancelled"]
 BLOCK_TOKENS = 128
 """Tokens in a block of the cache: what Ascend's paged attention takes at most efficiently, and cuda's as well."""
 
+_TOKENS_OF_A_CHARACTER = 4
+"""At most, where a tokenizer falls back to bytes."""
+
 
 @dataclass
 class Request:
@@ -38,6 +41,8 @@ class Request:
     prompt: list[int]
     options: SamplingOptions
     tokenizer: Any
+    begins_anew: bool = False
+    """The text is an answer of its own, not the prompt's continuation, which may begin with a space."""
     tokens: list[int] = field(default_factory=list)
     """Generated tokens, without the one that ended the request."""
     choices: list[Choice] = field(default_factory=list)
@@ -48,8 +53,21 @@ class Request:
     @property
     def text(self) -> str:
         """The generated tokens as text, up to the first of the texts that end it."""
-        text = self.tokenizer.decode(self.tokens, skip_special_tokens=True)
-        return text[: _first_stop(text, self.options.stop)]
+        text = self._decoded()
+        return text[: self._stop_in(text)]
+
+    def reached_stop(self) -> bool:
+        """Whether one of the texts that end it is complete."""
+        return bool(self.options.stop) and self._stop_in(self._decoded()) is not None
+
+    def _decoded(self) -> str:
+        before = [] if self.begins_anew else self.prompt[-_TOKENS_OF_A_CHARACTER:]
+        start = len(self.tokenizer.decode(before, skip_special_tokens=True))
+        return self.tokenizer.decode(before + self.tokens, skip_special_tokens=True)[start:]
+
+    def _stop_in(self, text: str) -> int | None:
+        """Where the first text that ends it begins."""
+        return min((place for stop in self.options.stop if (place := text.find(stop)) >= 0), default=None)
 
 
 class Engine:
@@ -105,14 +123,17 @@ class Engine:
             )
         self._engine = DynamicInferenceEngine(controller, self._context)
 
-    def submit(self, prompt: Sequence[int], options: SamplingOptions) -> Request:
+    def submit(self, prompt: Sequence[int], options: SamplingOptions, begins_anew: bool = False) -> Request:
         """Queue a prompt; :meth:`step` works on it.
+
+        Args:
+            begins_anew: see :class:`Request`.
 
         Raises:
             GenerationError: the prompt is empty, too long, or has tokens that the tokenizer does not know.
         """
         self._check(prompt)
-        request = Request(self._next, list(prompt), options, self.tokenizer)
+        request = Request(self._next, list(prompt), options, self.tokenizer, begins_anew)
         self._next += 1
         self._requests[request.id] = request
         room = self.max_sequence_length - len(prompt)
@@ -210,8 +231,7 @@ class Engine:
         request.tokens += new
         if new and request.options.logprobs is not None:
             request.choices.append(self._chosen[request.id])
-        stops = request.options.stop
-        if stops and _first_stop(self.tokenizer.decode(request.tokens, skip_special_tokens=True), stops) is not None:
+        if request.reached_stop():
             request.finish = "stop"
         return True
 
@@ -298,11 +318,6 @@ class _NoText:
     def detokenize(self, tokens: Sequence[int]) -> str:
         """Nothing: see the class."""
         return ""
-
-
-def _first_stop(text: str, stops: Sequence[str]) -> int | None:
-    """Where the first of ``stops`` begins in ``text``."""
-    return min((place for stop in stops if (place := text.find(stop)) >= 0), default=None)
 
 
 def _cache_gib(config: Any, max_sequence_length: int, max_batch_size: int) -> float:

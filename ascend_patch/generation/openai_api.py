@@ -195,7 +195,8 @@ def create_app(service: Service, template: Template | None, model: str) -> FastA
         if body.model != model:
             raise GenerationError(f"The model {body.model!r} is not served here; {model!r} is.")
         room = max(1, service.engine.max_sequence_length - len(prompt))
-        streams = [service.generate(prompt, options) for options in body.sampling(room, logprobs)]
+        chat = isinstance(body, ChatCompletion)
+        streams = [service.generate(prompt, options, chat) for options in body.sampling(room, logprobs)]
         if not body.stream:
             return answer.whole([await _all(stream, request) for stream in streams], len(prompt))
         # The first piece before the answer's head: what is refused has its own status.

@@ -73,8 +73,10 @@ class Service:
 
     # For the threads of clients, on rank 0.
 
-    async def generate(self, prompt: Sequence[int], options: SamplingOptions) -> AsyncIterator[Piece]:
-        """The pieces of a completion. Who stops to iterate does not want the rest.
+    async def generate(
+        self, prompt: Sequence[int], options: SamplingOptions, begins_anew: bool = False
+    ) -> AsyncIterator[Piece]:
+        """The pieces of a completion, as :meth:`Engine.submit` makes it. Who stops to iterate does not want the rest.
 
         Raises:
             GenerationError: the engine refuses the prompt.
@@ -88,7 +90,7 @@ class Service:
                 raise Overloaded(f"{self.most_requests} requests are under way already; try again later.")
             number, self._next = self._next, self._next + 1
             self._jobs[number] = job
-        self._commands.put(("submit", number, job.prompt, options))
+        self._commands.put(("submit", number, job.prompt, options, begins_anew))
         try:
             while True:
                 piece = await job.pieces.get()
@@ -143,9 +145,8 @@ class Service:
             if number in self._requests:
                 self.engine.cancel(self._requests[number])
             return
-        prompt, options = given
         try:
-            request = self.engine.submit(prompt, options)
+            request = self.engine.submit(*given)
         except GenerationError as error:
             self._send(number, error)
             return

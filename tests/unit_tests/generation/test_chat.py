@@ -68,10 +68,10 @@ class Scripted:
         self.prompts: list[list[int]] = []
         self.seeds: list[int] = []
 
-    def submit(self, prompt, options) -> Request:
+    def submit(self, prompt, options, begins_anew) -> Request:
         self.prompts.append(list(prompt))
         self.seeds.append(options.seed)
-        self._running = Request(0, list(prompt), options, self._tokenizer)
+        self._running = Request(0, list(prompt), options, self._tokenizer, begins_anew)
         self._left = self._answers.pop(0)
         return self._running
 
@@ -103,8 +103,10 @@ def test_an_answer_comes_in_pieces_and_is_remembered(tokenizer):
 
 
 def test_half_a_stop_text_is_not_shown(tokenizer):
-    tokens = tokenizer.hf("be or not", add_special_tokens=False)["input_ids"]
-    request = Request(0, [1], SamplingOptions(stop=("not to", "?")), tokenizer.hf, tokens)
+    prompt, tokens = (tokenizer.hf(text, add_special_tokens=False)["input_ids"] for text in ("to", "be or not"))
+    request = Request(0, prompt, SamplingOptions(stop=("not to", "?")), tokenizer.hf, tokens=tokens)
+    assert request.text == " be or not"
+    request.begins_anew = True
     assert new_text(request, 0) == "be or "
     assert new_text(request, 3) == "or "
     request.finish = "length"
