@@ -211,7 +211,8 @@ def test_readmes_have_the_same_sections():
 def sources() -> str:
     """Every text in the sources, placeholders as ``…``."""
     parts = []
-    modules = [path for package in ("ascend_patch", "ascend_sim", "tools") for path in (ROOT / package).rglob("*.py")]
+    packages = ("ascend_patch", "ascend_sim", "tasks", "tools")
+    modules = [path for package in packages for path in (ROOT / package).rglob("*.py")]
     for path in [*modules, ROOT / "tests" / "conftest.py"]:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.JoinedStr):
