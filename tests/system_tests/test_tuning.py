@@ -90,7 +90,7 @@ def test_another_seed_is_noticed(weights: Path, records: Path, undisturbed: Path
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("layout", [{"EP": 2}, {"TP": 2, "EP": 1}, {"PP": 2, "EP": 1}], ids=lambda one: str(one))
+@pytest.mark.parametrize("layout", [{"EP": 2}, {"TP": 2, "EP": 1}, {"PP": 2, "EP": 1}], ids=["ep2", "tp2", "pp2"])
 def test_layouts_twice_and_resumed(
     weights: Path, records: Path, tmp_path: Path, compared: Compared, layout: dict
 ) -> None:
