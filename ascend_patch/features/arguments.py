@@ -55,6 +55,13 @@ WITHOUT_TRANSFORMER_ENGINE = (
         "optimizer states of reduced precision need TransformerEngine's FusedAdam.",
         "Leave it out: the states are float32.",
     ),
+    Refusal(
+        "--cpu-offloading-num-layers",
+        "cpu_offloading_num_layers",
+        "moving activations to host memory until the backward pass needs TransformerEngine.",
+        "Use --recompute-granularity, which also saves the memory of activations.",
+        allowed=0,
+    ),
 )
 
 ON_CPU = (

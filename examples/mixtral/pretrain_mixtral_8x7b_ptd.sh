@@ -7,13 +7,7 @@ TP=${TP:-1}
 PP=${PP:-8}
 EP=${EP:-2}
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh" "$@"
+source "$(dirname "${BASH_SOURCE[0]}")/models.sh"
 
-run_pretraining \
-    --num-layers 32 \
-    --hidden-size 4096 \
-    --ffn-hidden-size 14336 \
-    --num-attention-heads 32 \
-    --num-query-groups 8 \
-    --rotary-base 1000000 \
-    --max-position-embeddings 32768 \
-    "${MOE_ARGS[@]}"
+set_model 8x7B
+run_pretraining "${MODEL_ARGS[@]}"

@@ -21,7 +21,9 @@ PARSED = (
     *("num_experts", "moe_router_topk", "moe_grouped_gemm", "moe_permute_fusion", "use_distributed_optimizer"),
     *("overlap_grad_reduce", "overlap_param_gather", "use_flash_attn", "bf16", "distributed_backend", "window_size"),
     *("rotary_base", "seq_length", "global_batch_size", "micro_batch_size", "add_bias_linear", "normalization"),
-    *("swiglu", "num_query_groups"),
+    *("swiglu", "num_query_groups", "lr", "min_lr", "train_iters", "lr_warmup_iters", "save_interval", "sft", "fp16"),
+    *("train_data_path", "valid_data_path", "pretrained_checkpoint", "save", "load", "recompute_granularity"),
+    *("recompute_method", "recompute_num_layers", "cpu_offloading_num_layers", "optimizer_cpu_offload"),
 )
 
 

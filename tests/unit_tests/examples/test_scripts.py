@@ -18,6 +18,7 @@ MODELS = {
     "pretrain_mixtral_8x7b_32k_ptd.sh": (32, 32000, "46.7B", {"TP": 8, "PP": 1, "EP": 4, "CP": 4}),
     "pretrain_mixtral_8x22b_ptd.sh": (64, 32768, "140.6B", {"TP": 2, "PP": 8, "EP": 4, "CP": 1}),
     "pretrain_mistral_7b_ptd.sh": (8, 32000, "7.24B", {"TP": 2, "PP": 1, "EP": 1, "CP": 1}),
+    "tune_mixtral_8x7b_full_ptd.sh": (16, 32000, "46.7B", {"TP": 1, "PP": 8, "EP": 2, "CP": 1}),
     "pretrain_mixtral_tiny.sh": (2, 32000, "39.1M", {"TP": 1, "PP": 1, "EP": 2, "CP": 1}),
 }
 PARSED_LAYOUT = {
@@ -61,7 +62,7 @@ def parameters_as_printed(count: int, printed: str) -> str:
 
 
 def test_every_script_is_listed_here():
-    assert {path.name for path in EXAMPLES.glob("pretrain_*.sh")} == set(MODELS)
+    assert {path.name for path in EXAMPLES.glob("*_ptd.sh")} | {"pretrain_mixtral_tiny.sh"} == set(MODELS)
 
 
 @pytest.fixture(scope="module", params=upstream.RELEASES)
@@ -197,6 +198,10 @@ def paths(tmp_path):
         ({"CKPT_LOAD_DIR": "/nowhere"}, "CKPT_LOAD_DIR=/nowhere holds no Megatron checkpoint"),
         ({"TP": "two"}, "TP=two is not a positive whole number"),
         ({"GLOBAL_BATCH": "0"}, "GLOBAL_BATCH=0 is not a positive whole number"),
+        ({"PRECISION": "fp8"}, "PRECISION=fp8 is neither bf16 nor fp16"),
+        ({"FLASH_ATTENTION": "1"}, "FLASH_ATTENTION=1 is neither true nor false"),
+        ({"VALID_DATA_PATH": "/nowhere/text"}, "VALID_DATA_PATH: /nowhere/text.bin and /nowhere/text.idx are not both"),
+        ({"MP_DATASET_TYPE": "raw"}, "MP_DATASET_TYPE=raw reads a file of records, and "),
     ],
 )
 def test_what_cannot_be_is_refused_before_anything_starts(paths, change, message):
@@ -219,3 +224,71 @@ def test_what_is_started(paths, tmp_path):
     environ, arguments = result.stdout.splitlines()
     assert environ == "ASCEND_PATCH=1 1"
     assert arguments.split() == dry_run("pretrain_mixtral_tiny.sh", **paths)[1:]
+
+
+def test_what_is_computed_can_be_set():
+    words = dry_run(
+        "pretrain_mixtral_tiny.sh", TP="2", EP="1", GPUS_PER_NODE="2", PRECISION="fp16", LR_WARMUP_ITERS="3"
+    )
+    assert "--fp16" in words and "--bf16" not in words and "--sequence-parallel" in words
+    assert words[words.index("--lr-warmup-iters") + 1] == "3" and "--lr-warmup-fraction" not in words
+    off = {"DISTRIBUTED_OPTIMIZER": "false", "FLASH_ATTENTION": "false", "SEQUENCE_PARALLEL": "false"}
+    words = dry_run("pretrain_mixtral_tiny.sh", TP="2", EP="1", GPUS_PER_NODE="2", **off)
+    assert not {"--use-distributed-optimizer", "--overlap-param-gather", "--use-flash-attn", "--sequence-parallel"} & {
+        *words
+    }
+
+
+def test_data_to_validate_on_may_be_other_data():
+    words = dry_run("pretrain_mixtral_tiny.sh", DATA_PATH="0.3 a 0.7 b", VALID_DATA_PATH="c")
+    train, valid = words.index("--train-data-path"), words.index("--valid-data-path")
+    assert words[train + 1 : valid + 2] == ["0.3", "a", "0.7", "b", "--valid-data-path", "c"]
+    assert not {"--data-path", "--split"} & {*words}  # upstream takes one of the two ways
+
+
+TUNE = "tune_mixtral_8x7b_full_ptd.sh"
+
+
+def test_tuning_begins_with_converted_weights():
+    words = dry_run(TUNE)
+    start = words[words.index("--pretrained-checkpoint") + 1]
+    assert start == "./model_weights/Mixtral-8x7B-tp1-pp8-ep2"
+    assert words[words.index("--load") + 1] == words[words.index("--save") + 1] != start
+    assert "--finetune" not in words  # upstream's own choice, made anew by each start
+
+
+@pytest.mark.parametrize(
+    ("variables", "flag"),
+    [({}, "--sft"), ({"CONVERSATIONS": "apart"}, "--sft"), ({"CONVERSATIONS": "together"}, "--is-instruction-dataset")],
+)
+def test_tuning_takes_instructions(variables, flag):
+    words = dry_run(TUNE, **variables)
+    assert {"--sft", "--is-instruction-dataset"} & {*words} == {flag}
+    assert "--no-create-attention-mask-in-dataloader" in words
+
+
+@pytest.mark.parametrize("variables", [{}, {"MP_DATASET_TYPE": "raw"}])
+def test_tuning_finds_its_data(paths, tmp_path, variables):
+    """Prepared instructions, or a file of records; then the weights are looked for."""
+    (tmp_path / "alpaca.jsonl").touch()
+    (tmp_path / "alpaca_packed_input_ids_document.idx").touch()
+    data = tmp_path / ("alpaca.jsonl" if variables else "alpaca")
+    weights = {"CKPT_LOAD_DIR": str(tmp_path / "weights")}
+    result = run(TUNE, **paths | weights | variables | {"DATA_PATH": str(data)})
+    assert f"CKPT_LOAD_DIR={tmp_path}/weights holds no Megatron checkpoint" in result.stderr
+
+
+def test_a_run_that_can_resume_needs_its_weights_no_more(paths, tmp_path):
+    save = Path(paths["CKPT_SAVE_DIR"])
+    save.mkdir()
+    (save / "latest_checkpointed_iteration.txt").write_text("5")
+    stand_in = tmp_path / "torchrun"
+    stand_in.write_text("#!/bin/sh\nexit 3\n")
+    stand_in.chmod(0o755)
+    result = run(TUNE, **paths, CKPT_LOAD_DIR="/nowhere", PATH=f"{tmp_path}:{os.environ['PATH']}")
+    assert (result.returncode, result.stderr) == (3, "")
+
+
+def test_conversations_are_apart_or_together():
+    result = run(TUNE, CONVERSATIONS="mixed")
+    assert result.returncode == 1 and "CONVERSATIONS=mixed is neither apart nor together." in result.stderr
