@@ -6,6 +6,7 @@ CHECKPOINT=${CHECKPOINT:-./model_weights/$MODEL_NAME}
 MAX_SEQUENCE_LENGTH=${MAX_SEQUENCE_LENGTH:-4096}
 TASKS=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 source "$TASKS/../examples/mixtral/common.sh" "$@"
+source "$TASKS/../examples/mixtral/models.sh"
 
 # run_task SCRIPT FLAG...: a script of this folder with the flags of the model, on every device of this node.
 run_task() {

@@ -7,12 +7,5 @@ TP=${TP:-8}
 SCRIPT=${SCRIPT:-$(dirname "${BASH_SOURCE[0]}")/generate.py}
 source "$(dirname "${BASH_SOURCE[0]}")/../common.sh" "$@"
 
-run_task "$SCRIPT" \
-    --num-layers "${NUM_LAYERS:-32}" \
-    --hidden-size "${HIDDEN_SIZE:-4096}" \
-    --ffn-hidden-size "${FFN_HIDDEN_SIZE:-14336}" \
-    --num-attention-heads "${NUM_HEADS:-32}" \
-    --num-query-groups "${NUM_QUERY_GROUPS:-8}" \
-    --rotary-base 1000000 \
-    --max-position-embeddings "${MAX_POSITION_EMBEDDINGS:-32768}" \
-    "${MOE_ARGS[@]}"
+set_model 8x7B
+run_task "$SCRIPT" "${MODEL_ARGS[@]}"
