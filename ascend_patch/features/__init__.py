@@ -14,6 +14,7 @@ from ascend_patch.features import (
     host_waits,
     inputs,
     instruction,
+    lora,
     loss,
     norm,
     optimizer,
@@ -50,5 +51,6 @@ PATCHES: tuple[Patch, ...] = (
     *determinism.PATCHES,
     *inputs.PATCHES,
     *instruction.PATCHES,
+    *lora.PATCHES,
     *trace.PATCHES,
 )
