@@ -167,7 +167,8 @@ def _check(folder: str, args: Any) -> None:
                 f"The adapters in {folder} were trained with {flag} {found}, and this run has {flag} {wanted}. Give "
                 "the flags that they were trained with, or another folder."
             )
-    if getattr(saved, _BASE, None) != getattr(args, _BASE):
+    # Adapters that were imported do not know.
+    if getattr(saved, _BASE, None) not in (None, getattr(args, _BASE)):
         raise AscendPatchError(
             f"The adapters in {folder} are of another base: the checksum of its weights is "
             f"{getattr(saved, _BASE, None)}, and that of {args.pretrained_checkpoint or args.load} is "
