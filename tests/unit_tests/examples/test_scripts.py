@@ -20,6 +20,7 @@ MODELS = {
     "pretrain_mistral_7b_ptd.sh": (8, 32000, "7.24B", {"TP": 2, "PP": 1, "EP": 1, "CP": 1}),
     "pretrain_mixtral_tiny.sh": (2, 32000, "39.1M", {"TP": 1, "PP": 1, "EP": 2, "CP": 1}),
 }
+LORA = "tune_mixtral_8x7b_lora_ptd"
 PARSED_LAYOUT = {
     "TP": "tensor_model_parallel_size",
     "PP": "pipeline_model_parallel_size",
@@ -219,3 +220,26 @@ def test_what_is_started(paths, tmp_path):
     environ, arguments = result.stdout.splitlines()
     assert environ == "ASCEND_PATCH=1 1"
     assert arguments.split() == dry_run("pretrain_mixtral_tiny.sh", **paths)[1:]
+
+
+def test_the_lora_script_tunes_the_model_that_the_other_pretrains():
+    tuned, plain = (
+        upstream_flags(dry_run(f"{name}.sh", TP="2", PP="2")) for name in (LORA, "pretrain_mixtral_8x7b_ptd")
+    )
+    added = [
+        "--is-instruction-dataset",
+        "--lora-target-modules",
+        "linear_qkv",
+        "linear_proj",
+        "linear_fc1",
+        "linear_fc2",
+    ]
+    added += ["--lora-r", "16", "--lora-alpha", "32", "--lora-dropout", "0.0"]
+    start = tuned.index(added[0])
+    assert tuned[start : start + len(added)] == added
+    assert tuned[:start] == plain[:start]
+    assert tuned[tuned.index("--save") + 1] == tuned[tuned.index("--load") + 1] == "./ckpt/Mixtral-8x7B-lora"
+    assert tuned[tuned.index("--pretrained-checkpoint") + 1] == "./model_weights/Mixtral-8x7B"
+    changed = upstream_flags(dry_run(f"{LORA}.sh", LORA_R="8", LORA_TARGETS="router linear_qkv"))
+    start = changed.index("--lora-target-modules")
+    assert changed[start + 1 : start + 5] == ["router", "linear_qkv", "--lora-r", "8"]
