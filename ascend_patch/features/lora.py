@@ -79,12 +79,16 @@ def check(args: Any) -> None:
         raise AscendPatchError(
             "--lora-target-modules names router, but without --num-experts there is none. Leave router out."
         )
+    pipeline = args.pipeline_model_parallel_size
     refused = {
         f"--ckpt-format {args.ckpt_format}": args.ckpt_format not in ("torch", "torch_dist"),
         "--use-torch-fsdp2": getattr(args, "use_torch_fsdp2", False),
         "--use-megatron-fsdp": getattr(args, "use_megatron_fsdp", False),
         "--moe-use-upcycling": getattr(args, "moe_use_upcycling", False),
         "--init-model-with-meta-device": getattr(args, "init_model_with_meta_device", False),
+        # Upstream adds up the gradients of the two copies, of which there are none.
+        f"--pipeline-model-parallel-size {pipeline} without --untie-embeddings-and-output-weights": pipeline > 1
+        and not args.untie_embeddings_and_output_weights,
         # The other sizes have adapters that some tensor parallel ranks share.
         f"--expert-tensor-parallel-size {args.expert_tensor_parallel_size}": args.expert_tensor_parallel_size
         not in (None, 1, args.tensor_model_parallel_size),
@@ -92,8 +96,8 @@ def check(args: Any) -> None:
     if found := [flag for flag, is_given in refused.items() if is_given]:
         raise AscendPatchError(
             f"{found[0]} was given with --lora-target-modules, but adapters need --ckpt-format torch or torch_dist, "
-            "upstream's DistributedDataParallel, a model that is not upcycled, and experts that are split between all "
-            "tensor parallel ranks or between none. Leave it out."
+            "upstream's DistributedDataParallel, a model that is not upcycled, an output layer of its own in a "
+            "pipeline, and experts that are split between all tensor parallel ranks or between none. Correct it."
         )
 
 

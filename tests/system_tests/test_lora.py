@@ -78,6 +78,7 @@ def check_parity(run: Run, reference: Run) -> None:
 
 LAYOUTS = {
     "tp2": (2, TP2_SP),
+    "dp2": (2, ONE),
     "pp2": (2, PP2),
     "ep2": (2, EP2),
     "tp2_ep2_etp1": (2, TP2_SP | EP2 | {"expert_tensor_parallel_size": 1}),
@@ -85,9 +86,7 @@ LAYOUTS = {
 }
 
 
-@pytest.mark.parametrize(
-    "layout", [pytest.param(name, marks=[pytest.mark.slow] * (name not in ("tp2", "ep2"))) for name in LAYOUTS]
-)
+@pytest.mark.parametrize("layout", [pytest.param(name, marks=[pytest.mark.slow] * (name != "tp2")) for name in LAYOUTS])
 def test_layouts_train_alike(job: Job, layout: str) -> None:
     processes, flags = LAYOUTS[layout]
     check_parity(job.run(processes, **flags), job.reference())
@@ -123,7 +122,7 @@ def test_only_adapters_are_trained_and_saved(trained: Path) -> None:
 @pytest.mark.parametrize(
     ("processes", "flags"),
     [
-        (1, ONE),
+        pytest.param(1, ONE, marks=pytest.mark.slow),
         (2, EP2),
         pytest.param(2, TP2_SP, marks=pytest.mark.slow),
         pytest.param(2, PP2 | {"ckpt_format": "torch"}, marks=pytest.mark.slow),
@@ -153,10 +152,12 @@ def test_a_resumed_run_is_bit_by_bit_the_same(job: Job, tmp_path: Path, processe
     assert not bits.differing_tensors(resumed, whole, 4)
 
 
+@pytest.mark.slow
 def test_dropout_is_applied(job: Job) -> None:
     assert job.run(lora_dropout=0.2).iterations[4] != job.reference().iterations[4]
 
 
+@pytest.mark.slow
 def test_a_run_starts_from_other_adapters(job: Job, trained: Path) -> None:
     """In any layout. It is a new run, with the data and the iterations of one."""
     begun = job.run(lora_load=trained, train_iters=1).iterations[1].loss
@@ -165,6 +166,7 @@ def test_a_run_starts_from_other_adapters(job: Job, trained: Path) -> None:
     assert abs(for_two / begun - 1) <= Decimal("1e-6")
 
 
+@pytest.mark.slow
 def test_the_base_may_be_in_load(job: Job) -> None:
     """As in MindSpeed-LLM's scripts, where no adapters are resumed."""
     run = job.run(load=job.base, pretrained_checkpoint=False)

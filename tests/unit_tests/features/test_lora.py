@@ -14,6 +14,8 @@ OTHERS = {
     "ckpt_format": "torch_dist",
     "expert_tensor_parallel_size": None,
     "tensor_model_parallel_size": 4,
+    "pipeline_model_parallel_size": 2,
+    "untie_embeddings_and_output_weights": True,
 }
 
 
@@ -51,6 +53,7 @@ def test_validation_goes_on() -> None:
         ("--lora-target-modules router", {"num_experts": None}, "names router"),
         ("--lora-target-modules linear_qkv", {"ckpt_format": "torch_dcp"}, "--ckpt-format torch_dcp was given with"),
         ("--lora-target-modules linear_qkv", {"expert_tensor_parallel_size": 2}, "--expert-tensor-parallel-size 2"),
+        ("--lora-target-modules linear_qkv", {"untie_embeddings_and_output_weights": False}, "size 2 without --untie"),
         ("--lora-target-modules linear_qkv", {"use_megatron_fsdp": True}, "--use-megatron-fsdp was given with"),
     ],
 )
