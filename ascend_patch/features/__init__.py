@@ -15,6 +15,7 @@ from ascend_patch.features import (
     inference,
     inputs,
     instruction,
+    lora,
     loss,
     norm,
     optimizer,
@@ -52,5 +53,6 @@ PATCHES: tuple[Patch, ...] = (
     *inference.PATCHES,
     *inputs.PATCHES,
     *instruction.PATCHES,
+    *lora.PATCHES,
     *trace.PATCHES,
 )

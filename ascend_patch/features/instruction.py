@@ -59,7 +59,7 @@ def dataset_class(cls: type, config: Any) -> type:
 
     from ascend_patch.data.stored import is_stored
 
-    args = _training_arguments()
+    args = training_arguments()
     if args is None or config.mock or not (args.sft or cls is GPTDataset):
         return cls
     raw, paths = Config.from_environment().dataset_type == "raw", _paths(config)
@@ -88,7 +88,7 @@ def dataset_class(cls: type, config: Any) -> type:
     return InstructionDataset
 
 
-def _training_arguments() -> Any:
+def training_arguments() -> Any:
     """Those that were parsed; None in a process that only builds a dataset."""
     return getattr(sys.modules.get("megatron.training.global_vars"), "_GLOBAL_ARGS", None)
 

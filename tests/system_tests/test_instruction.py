@@ -110,6 +110,19 @@ def test_raw_records_give_the_losses_of_prepared_ones(data: Data) -> None:
     assert prepared.losses[3] < prepared.losses[1] - Decimal("0.1")
 
 
+@pytest.mark.slow
+def test_adapters_learn_from_answers(data: Data, tmp_path: Path) -> None:
+    """As examples/mixtral/tune_mixtral_8x7b_lora_ptd.sh asks for it; tests/system_tests/test_lora.py has the rest."""
+    flags = data.flags | {"is_instruction_dataset": True, "data_path": data.padded}
+    start = {"save": tmp_path / "base", "save_interval": 1, "train_iters": 1}
+    train(tiny(**flags | start)).succeeded()
+    lora = {"lora_target_modules": ("linear_qkv", "linear_proj", "linear_fc1", "linear_fc2"), "lr": 3e-3}
+    lora |= {"pretrained_checkpoint": tmp_path / "base", "train_iters": 6, "global_batch_size": CONVERSATIONS}
+    losses = train(tiny(**flags | lora)).succeeded().losses
+    print(losses)
+    assert losses[6] < losses[3] < losses[1]
+
+
 class Weights:
     """Runs of all layouts from the same weights."""
 

@@ -91,6 +91,10 @@ ROWS = (
         why="they act on instruction data alone: one run without both (tests/system_tests/test_instruction.py has it)",
     ),
     Row(
+        ("lora.flags", "lora.model", "lora.checkpoint"),
+        why="they act where adapters are asked for: one run without them (tests/system_tests/test_lora.py has it)",
+    ),
+    Row(
         ("recompute.without_output",),
         both={"recompute_granularity": "selective", "recompute_modules": ("moe_act", "layernorm")},
         without={"recompute_granularity": False, "recompute_modules": False},

@@ -19,8 +19,10 @@ MODELS = {
     "pretrain_mixtral_8x22b_ptd.sh": (64, 32768, "140.6B", {"TP": 2, "PP": 8, "EP": 4, "CP": 1}),
     "pretrain_mistral_7b_ptd.sh": (8, 32000, "7.24B", {"TP": 2, "PP": 1, "EP": 1, "CP": 1}),
     "tune_mixtral_8x7b_full_ptd.sh": (16, 32000, "46.7B", {"TP": 1, "PP": 8, "EP": 2, "CP": 1}),
+    "tune_mixtral_8x7b_lora_ptd.sh": (8, 32000, "46.9B", {"TP": 2, "PP": 2, "EP": 2, "CP": 1}),
     "pretrain_mixtral_tiny.sh": (2, 32000, "39.1M", {"TP": 1, "PP": 1, "EP": 2, "CP": 1}),
 }
+LORA = "tune_mixtral_8x7b_lora_ptd"
 PARSED_LAYOUT = {
     "TP": "tensor_model_parallel_size",
     "PP": "pipeline_model_parallel_size",
@@ -292,3 +294,27 @@ def test_a_run_that_can_resume_needs_its_weights_no_more(paths, tmp_path):
 def test_conversations_are_apart_or_together():
     result = run(TUNE, CONVERSATIONS="mixed")
     assert result.returncode == 1 and "CONVERSATIONS=mixed is neither apart nor together." in result.stderr
+
+
+def test_the_lora_script_tunes_the_model_that_the_other_pretrains():
+    tuned, plain = (
+        upstream_flags(dry_run(f"{name}.sh", TP="2", PP="2")) for name in (LORA, "pretrain_mixtral_8x7b_ptd")
+    )
+    added = [
+        "--sft",
+        "--no-create-attention-mask-in-dataloader",
+        "--lora-target-modules",
+        "linear_qkv",
+        "linear_proj",
+        "linear_fc1",
+        "linear_fc2",
+    ]
+    added += ["--lora-r", "16", "--lora-alpha", "32", "--lora-dropout", "0.0"]
+    start = tuned.index(added[0])
+    assert tuned[start : start + len(added)] == added
+    assert tuned[:start] == plain[:start]
+    assert tuned[tuned.index("--save") + 1] == tuned[tuned.index("--load") + 1] == "./ckpt/Mixtral-8x7B-lora"
+    assert tuned[tuned.index("--pretrained-checkpoint") + 1] == "./model_weights/Mixtral-8x7B"
+    changed = upstream_flags(dry_run(f"{LORA}.sh", LORA_R="8", LORA_TARGETS="router linear_qkv"))
+    start = changed.index("--lora-target-modules")
+    assert changed[start + 1 : start + 5] == ["router", "linear_qkv", "--lora-r", "8"]
