@@ -54,7 +54,7 @@ GREEDY = {"max_new_tokens": TOKENS, "ignore_eos": True}
         (ONE, 1),
         (EP2, 2),
         (PP2, 2),
-        (TP2_SP | EP2, 4),
+        pytest.param(TP2_SP | EP2, 4, marks=pytest.mark.slow),
         pytest.param(TP2_SP | PP2 | EP2, 8, marks=pytest.mark.slow),
     ],
     ids=["one", "ep2", "pp2", "tp2-ep2", "tp2-pp2-ep2"],

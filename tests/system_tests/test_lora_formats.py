@@ -63,7 +63,9 @@ def peft_logits(model: Path, adapters: Path, tokens: torch.Tensor) -> torch.Tens
 SHAPES = ("MIXTRAL", "MISTRAL_V01")
 
 
-@pytest.mark.parametrize("name", SHAPES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name != "MIXTRAL")) for name in SHAPES]
+)
 def test_peft_computes_what_was_trained(trained: Callable, tmp_path: Path, name: str) -> None:
     given = trained(name)
     run("export", "--load-dir", given.adapters, "--save-dir", tmp_path / "peft")
@@ -71,7 +73,9 @@ def test_peft_computes_what_was_trained(trained: Callable, tmp_path: Path, name:
     assert (hugging_face.logits(given.model, given.tokens) - given.logits).abs().max() > 100 * ATOL
 
 
-@pytest.mark.parametrize("name", SHAPES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name != "MIXTRAL")) for name in SHAPES]
+)
 def test_import_undoes_export(trained: Callable, server: Server, tmp_path: Path, name: str) -> None:
     given = trained(name)
     run("export", "--load-dir", given.adapters, "--save-dir", tmp_path / "peft")
@@ -80,7 +84,9 @@ def test_import_undoes_export(trained: Callable, server: Server, tmp_path: Path,
 
 
 @pytest.mark.parametrize("base", ["model", "base"])
-@pytest.mark.parametrize("name", SHAPES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name != "MIXTRAL")) for name in SHAPES]
+)
 def test_merged(trained: Callable, server: Server, tmp_path: Path, name: str, base: str) -> None:
     given = trained(name)
     run("merge", "--load-dir", given.adapters, "--base", getattr(given, base), "--save-dir", tmp_path / "merged")

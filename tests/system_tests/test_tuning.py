@@ -56,6 +56,7 @@ def prepared(records: Path, tokenizer: Path, prefix: Path, *options: str) -> Pat
     return prefix
 
 
+@pytest.mark.slow
 def test_resumed_as_if_never_stopped(
     weights: Path, records: Path, undisturbed: Path, tmp_path: Path, compared: Compared
 ) -> None:
