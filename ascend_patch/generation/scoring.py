@@ -11,7 +11,7 @@ with rows that nobody wants, because experts on several ranks need everybody at 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from megatron.core import parallel_state
@@ -55,7 +55,8 @@ class Scorer:
             raise GenerationError("Log-likelihoods need whole sequences; leave --context-parallel-size at 1.")
         self.max_length = max_length
         self._model = model
-        self._config = model.config
+        config: Any = model.config
+        self._multiple = config.tensor_model_parallel_size if config.sequence_parallel else 1
         self._vocabulary = vocabulary
         self._batch_size = batch_size
 
@@ -143,8 +144,7 @@ class Scorer:
         """This rank's micro batches; all ranks have the same number, of the same size and length."""
         ranks, rank = parallel_state.get_data_parallel_world_size(), parallel_state.get_data_parallel_rank()
         size = min(self._batch_size, -(-len(rows) // ranks))
-        multiple = self._config.tensor_model_parallel_size if self._config.sequence_parallel else 1
-        length = -(-max(len(row.tokens) for row in rows) // multiple) * multiple
+        length = -(-max(len(row.tokens) for row in rows) // self._multiple) * self._multiple
         starts = range(rank * size, rank * size + len(rows), ranks * size)
         count = -(-len(rows) // (ranks * size))
         return [_Batch(rows[start : start + size], size, length) for start in starts[:count]]
