@@ -104,7 +104,11 @@ def keys(kind: str, requests: Sequence[Any]) -> list[str]:
     seen: Counter[str] = Counter()
     found = []
     for request in requests:
-        key = hashlib.sha256(json.dumps([kind, request], sort_keys=True).encode()).hexdigest()[:32]
-        found.append(f"{key}.{seen[key]}" if seen[key] else key)
-        seen[key] += 1
+        same = _hash(json.dumps([kind, request], sort_keys=True))
+        found.append(_hash(f"{same} {seen[same]}"))
+        seen[same] += 1
     return found
+
+
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:32]

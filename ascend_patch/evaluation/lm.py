@@ -5,7 +5,7 @@ Texts become tokens as lm-eval's own ``hf`` model does it, so that results compa
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import TemplateLM
@@ -16,7 +16,9 @@ from tqdm import tqdm
 from ascend_patch.evaluation.errors import EvaluationError
 from ascend_patch.evaluation.journal import Journal, keys
 from ascend_patch.generation.sampling import SamplingOptions
-from ascend_patch.generation.scoring import Pair, Score
+
+if TYPE_CHECKING:  # its import is Megatron-LM's
+    from ascend_patch.generation.scoring import Pair, Score
 
 MAX_NEW_TOKENS = 256
 """Where a task does not say."""
@@ -31,7 +33,7 @@ class Model(Protocol):
     def max_length(self) -> int:
         """Tokens of an input."""
 
-    def score(self, pairs: Sequence[Pair], on_scores: Callable[[list[tuple[int, Score]]], object]) -> None:
+    def score(self, pairs: "Sequence[Pair]", on_scores: "Callable[[list[tuple[int, Score]]], object]") -> None:
         """Scores go to ``on_scores``, with their places in ``pairs``."""
 
     def generate(self, prompts: Sequence[Any], on_texts: Callable[[list[tuple[int, str]]], object]) -> None:
@@ -109,11 +111,11 @@ class MegatronLM(TemplateLM):
     def _loglikelihood_tokens(self, requests: list[tuple], **_: Any) -> list[tuple[float, bool]]:
         return self._scores([(context, continuation) for _, context, continuation in requests])
 
-    def _scores(self, pairs: list[Pair]) -> list[tuple[float, bool]]:
+    def _scores(self, pairs: "list[Pair]") -> list[tuple[float, bool]]:
         found = self._resumed(keys("loglikelihood", pairs), pairs, self._model.score)
         return [(logprob, greedy) for logprob, greedy in found]
 
-    def _windows(self, text: str) -> list[Pair]:
+    def _windows(self, text: str) -> "list[Pair]":
         windows = get_rolling_token_windows(
             token_list=self.tok_encode(text),
             prefix_token=self.prefix_token_id,

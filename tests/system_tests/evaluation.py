@@ -21,7 +21,7 @@ from tests.system_tests.megatron_server import Server
 from tests.system_tests.mixtral import tiny
 
 LENGTH = 256
-BATCH = 3
+BATCH = 4
 
 
 def evaluate(server: Server, folder: Path, flags: dict, processes: int = 1, **request: Any) -> Run:
