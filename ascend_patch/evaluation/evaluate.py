@@ -11,6 +11,7 @@ from lm_eval.utils import make_table
 
 from ascend_patch.engine.report import write_text
 from ascend_patch.evaluation import report
+from ascend_patch.evaluation.errors import EvaluationError
 from ascend_patch.evaluation.journal import Journal
 from ascend_patch.evaluation.lm import MegatronLM, Model
 from ascend_patch.evaluation.tasks import DataSet, load
@@ -18,7 +19,11 @@ from ascend_patch.evaluation.tasks import DataSet, load
 
 @dataclass(frozen=True)
 class Options:
-    """What is evaluated."""
+    """What is evaluated.
+
+    Raises:
+        EvaluationError: a number is out of its range.
+    """
 
     task: str
     data: Path | None
@@ -28,6 +33,11 @@ class Options:
     """Questions of each subject; None: all."""
     num_fewshot: int | None = None
     """Examples before each question; None: as the task has it."""
+
+    def __post_init__(self) -> None:
+        for name, value, least in (("--limit", self.limit, 1), ("--num-fewshot", self.num_fewshot, 0)):
+            if value is not None and value < least:
+                raise EvaluationError(f"{name} is {value}, allowed: {least} or more.")
 
 
 def evaluate(options: Options, model: Model, tokenizer: Any, identity: dict[str, Any], device: str) -> str:

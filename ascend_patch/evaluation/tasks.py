@@ -77,9 +77,10 @@ class Loaded:
 
 
 def load(name: str, data: Path | None, num_fewshot: int | None = None) -> Loaded:
-    """A task of :data:`DATA_SETS` with the files in ``data``, or lm-eval's own one of that name without ``data``.
+    """A task of :data:`DATA_SETS` with the files in ``data``, or without ``data`` lm-eval's own one.
 
     Args:
+        name: of :data:`DATA_SETS` or of lm-eval, or a file that defines a task as lm-eval's do.
         num_fewshot: examples before each question; None: as published.
 
     Raises:
@@ -118,6 +119,8 @@ def _load_own(name: str, data: Path | None) -> Loaded:
         )
     if name in DATA_SETS and not DATA_SETS[name].definitions:
         raise EvaluationError(f"--task {name} needs --task-data-path, the file with its questions.")
+    if Path(name).is_file():
+        return Loaded(name, _manager(""), None, {})
     manager = _manager(None)
     if name not in manager.all_tasks:
         raise EvaluationError(

@@ -19,6 +19,7 @@ from megatron.core.pipeline_parallel import get_forward_backward_func
 from megatron.core.tensor_parallel import gather_from_tensor_model_parallel_region
 from torch import Tensor
 
+from ascend_patch.compat.inference import without_engine
 from ascend_patch.generation.errors import GenerationError
 
 Pair = tuple[Sequence[int], Sequence[int]]
@@ -118,7 +119,7 @@ class Scorer:
     def _score_round(self, rows: list["_Row"]) -> list[tuple[int, Score]]:
         """The places in all pairs, and the scores, of what the rows are wanted for; the same on all ranks."""
         batches = self._deal(rows)
-        with torch.no_grad():
+        with torch.no_grad(), without_engine():
             found = get_forward_backward_func()(
                 forward_step_func=self._forward,
                 data_iterator=iter(batches),

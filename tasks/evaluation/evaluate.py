@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from ascend_patch import manifest
+from ascend_patch.evaluation.errors import check_lm_eval
 from ascend_patch.evaluation.identity import identity
 from ascend_patch.evaluation.workers import Workers
 from ascend_patch.generation.engine import Engine
@@ -21,7 +22,9 @@ from ascend_patch.generation.scoring import Scorer
 def arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
     """The script's own arguments, beside Megatron-LM's."""
     group = parser.add_argument_group("evaluation")
-    group.add_argument("--task", required=True, help="mmlu, boolq, ceval, mmlu_1000, or any task of lm-eval's")
+    group.add_argument(
+        "--task", required=True, help="mmlu, boolq, ceval, mmlu_1000, or any task of lm-eval's, by name or file"
+    )
     group.add_argument("--task-data-path", type=Path, help="the data set's own files; lm-eval downloads others")
     group.add_argument("--output", type=Path, metavar="FILE", help="evaluation/MODEL/TASK.json by default")
     group.add_argument("--limit", type=int, help="only so many questions of each subject, to try it")
@@ -31,8 +34,9 @@ def arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
 
 def main() -> None:
     """See the module's docstring."""
+    check_lm_eval()
     args = initialize(arguments)
-    output = args.output or Path("evaluation", Path(args.load or "").resolve().name, f"{args.task}.json")
+    output = args.output or Path("evaluation", Path(args.load or "").resolve().name, f"{Path(args.task).stem}.json")
     model, tokenizer = load_model(args, args.converted_dir), load_tokenizer(args)
     sizes: dict[str, Any] = {"batch_size": args.max_batch_size, "max_length": args.seq_length}
     scorer = Scorer(model, len(tokenizer), **sizes)

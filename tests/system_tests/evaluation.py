@@ -1,9 +1,9 @@
 """Evaluations by a Megatron job in any layout.
 
 Run as a script, this is the job: ``evaluation.py REQUEST FOLDER ARGUMENTS…`` does what the JSON file ``REQUEST`` says,
-and rank 0 writes ``FOLDER/TASK.json`` for each of its ``tasks`` (name and data), and ``FOLDER/texts.json`` with the
-log-likelihoods of its ``texts``, the completions of its ``prompts``, and how many requests were computed. With
-``die_after`` it kills itself when so many results are in the journal.
+and rank 0 writes ``FOLDER/TASK.json`` for each of its ``tasks`` (name, and data or null), and ``FOLDER/texts.json``
+with the log-likelihoods of its ``texts``, the completions of its ``prompts``, and how many requests were computed.
+With ``die_after`` it kills itself when so many results are in the journal.
 """
 
 import json
@@ -109,7 +109,8 @@ def _evaluate(request: Mapping[str, Any], folder: Path, workers: Any, tokenizer:
 
         Journal.add = add_and_die
     for task, data in request.get("tasks", {}).items():
-        evaluate(Options(task, Path(data), folder / f"{task}.json"), workers, tokenizer, identity, "cpu")
+        options = Options(task, data and Path(data), folder / f"{Path(task).stem}.json")
+        evaluate(options, workers, tokenizer, identity, "cpu")
     with Journal(folder / "texts.journal", identity) as journal:
         lm = MegatronLM(workers, tokenizer, journal)
         texts = [Instance("loglikelihood_rolling", {}, (text,), 0) for text in request.get("texts", [])]

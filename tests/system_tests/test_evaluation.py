@@ -72,6 +72,26 @@ class Reference:
         assert worst < TOLERANCE
 
 
+def write_task(file: Path, answer: str) -> Path:
+    """A task of lm-eval's, with data of its own: the first of two prompts has ``answer`` as its completion."""
+    questions = [{"question": PROMPTS[0][0], "answer": answer}, {"question": "another", "answer": "never this, surely"}]
+    data = file.with_suffix(".jsonl")
+    data.write_text("".join(json.dumps(question) + "\n" for question in questions))
+    task = {
+        "task": "own",
+        "dataset_path": "json",
+        "dataset_kwargs": {"data_files": {"test": str(data)}, "cache_dir": str(file.parent)},
+        "test_split": "test",
+        "output_type": "generate_until",
+        "generation_kwargs": PROMPTS[0][1],
+        "doc_to_text": "{{question}}",
+        "doc_to_target": "{{answer}}",
+        "metric_list": [{"metric": "exact_match", "aggregation": "mean", "higher_is_better": True}],
+    }
+    file.write_text(json.dumps(task))  # JSON is YAML
+    return file
+
+
 @pytest.fixture(scope="module")
 def reference(tmp_path_factory: pytest.TempPathFactory) -> Reference:
     pytest.importorskip("lm_eval")
@@ -93,9 +113,11 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> Reference:
 def test_results_are_those_of_lm_evals_own_model(
     reference: Reference, server: Server, tmp_path: Path, layout: dict, processes: int
 ) -> None:
-    """MMLU and C-Eval with five examples, BoolQ with none, whole texts and completions; float32."""
-    request = {"tasks": reference.tasks, "texts": TEXTS, "prompts": PROMPTS}
+    """MMLU and C-Eval with five examples, BoolQ with none, whole texts and completions, a task in a file; float32."""
+    own = write_task(tmp_path / "own.yaml", reference.prompts[0])
+    request = {"tasks": reference.tasks | {str(own): None}, "texts": TEXTS, "prompts": PROMPTS}
     evaluate(server, tmp_path, reference.flags | layout, processes, **request).succeeded()
+    assert json.loads((tmp_path / "own.json").read_text())["results"]["own"]["exact_match,none"] == 0.5
     reference.check(tmp_path, list(reference.data))
     found = json.loads((tmp_path / "texts.json").read_text())
     assert found["texts"] == pytest.approx(reference.texts, abs=TOLERANCE)
