@@ -10,7 +10,15 @@ from ascend_patch.data.tokenize import fingerprint
 
 _ARGUMENTS = (
     *("num_layers", "hidden_size", "ffn_hidden_size", "num_attention_heads", "num_query_groups", "kv_channels"),
-    *("num_experts", "moe_router_topk", "norm_epsilon", "rotary_base", "window_size", "params_dtype", "seq_length"),
+    *(
+        "num_experts",
+        "moe_router_topk",
+        "layernorm_epsilon",
+        "rotary_base",
+        "window_size",
+        "params_dtype",
+        "seq_length",
+    ),
 )
 
 

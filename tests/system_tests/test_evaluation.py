@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from ascend_patch.checkpoint.convert import Options, convert
-from tests.system_tests import hugging_face
+from tests.system_tests import hugging_face, releases
 from tests.system_tests.evaluation import LENGTH, evaluate, write_questions
 from tests.system_tests.generation import SHAPE, flags
 from tests.system_tests.launcher import ROOT
@@ -123,6 +123,17 @@ def test_results_are_those_of_lm_evals_own_model(
     assert found["texts"] == pytest.approx(reference.texts, abs=TOLERANCE)
     assert found["prompts"] == reference.prompts
     assert not (tmp_path / "mmlu.json.journal").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("release", [one for one in releases.TRAINABLE if one != releases.INSTALLED])
+def test_every_release(reference: Reference, tmp_path: Path, release: str) -> None:
+    """Scores and completions over two ranks, one after the other in the same process."""
+    request = {"tasks": reference.tasks, "texts": TEXTS, "prompts": PROMPTS}
+    with Server(tmp_path, releases.folder(release)) as server:
+        evaluate(server, tmp_path, reference.flags | EP2, 2, **request).succeeded()
+    reference.check(tmp_path, list(reference.data))
+    assert json.loads((tmp_path / "texts.json").read_text())["prompts"] == reference.prompts
 
 
 def test_a_killed_evaluation_goes_on(reference: Reference, server: Server, tmp_path: Path) -> None:
