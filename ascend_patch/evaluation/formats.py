@@ -5,6 +5,7 @@ published is refused with its name, the line, and what is allowed there.
 """
 
 import csv
+import io
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -62,10 +63,8 @@ def read_boolq(folder: Path) -> list[Subject]:
     if found is None:
         raise EvaluationError(f"{folder} has no val.jsonl, and no dev.jsonl. Name the folder that holds BoolQ's files.")
     train = folder / "train.jsonl"
-    questions, examples = (
-        _not_empty(file, _read_boolq_file(file)) for file in (found, train if train.is_file() else found)
-    )
-    return [Subject("boolq", questions, examples if train.is_file() else [])]
+    examples = _read_boolq_file(train) if train.is_file() else []
+    return [Subject("boolq", _not_empty(found, _read_boolq_file(found)), examples)]
 
 
 def read_mmlu_1000(file: Path) -> list[Subject]:
@@ -150,7 +149,8 @@ def _check(file: Path, line: int, question: str, answer: str) -> None:
 
 def _rows(file: Path) -> Iterator[tuple[int, list[str]]]:
     """The line and the columns of each row of a CSV file. A row may have several lines; its last counts."""
-    reader = csv.reader(_text(file).splitlines(keepends=True), strict=True)
+    # Only line ends separate rows; str.splitlines takes separators that questions have inside.
+    reader = csv.reader(io.StringIO(_text(file), newline=""), strict=True)
     try:
         for row in reader:
             if row:

@@ -39,6 +39,13 @@ def test_mmlu(tmp_path: Path) -> None:
     assert read_mmlu(root) == read_mmlu(root / "test") == wanted
 
 
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_separators_inside_a_question(tmp_path: Path, end: str) -> None:
+    """Unicode's line separators, form feeds and the like do not end a line."""
+    root = mmlu(tmp_path, f"Why\u2028so\x0cor\x85so?,1,2,3,4,D{end}Why?,1,2,3,4,A{end}")
+    assert [one["question"] for one in read_mmlu(root)[0].questions] == ["Why\u2028so\x0cor\x85so?", "Why?"]
+
+
 def test_ceval(tmp_path: Path) -> None:
     """Columns are found by the header, whatever their order; the mark that some editors put first is not part of it."""
     root = ceval(tmp_path, b"\xef\xbb\xbf" + "answer,id,question,A,B,C,D\nD,0,问,1,2,3,4\n".encode())
