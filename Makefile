@@ -1,4 +1,5 @@
 # make train    pretrain a small Mixtral on real text (NAME=, DATA=my.jsonl, FRESH=1; see examples/mixtral/README.md)
+# make evaluate 1000 real questions of MMLU to the model that make train left (NAME=, ARGS="--limit 100"; docs/evaluation.md)
 # make test     the test suite, against every supported release of Megatron-LM (ARGS= goes to pytest, WORKERS=2)
 # make test-npu the half of it that runs on the simulated NPU
 # make test-all the same with what takes longest: every release with 8 processes and both checkpoint formats, every
@@ -14,7 +15,7 @@
 # Each sets up .venv on first use.
 
 .DEFAULT_GOAL := help
-.PHONY: help venv megatron train test test-host test-npu test-all system-test test-checkouts check bench clean
+.PHONY: help venv megatron train evaluate test test-host test-npu test-all system-test test-checkouts check bench clean
 
 PY := .venv/bin/python
 
@@ -29,6 +30,9 @@ megatron: venv
 
 train: venv
 	@$(PY) -m tools.train $(ARGS)
+
+evaluate: venv
+	@$(PY) -m tools.evaluate $(ARGS)
 
 # Two workers: most of a run of one process is import and start.
 WORKERS ?= 2
