@@ -77,7 +77,8 @@ class Engine:
         model: in eval mode, on this rank's device; of a pipeline, this rank's stage.
         tokenizer: of transformers.
         max_sequence_length: tokens of a prompt and its completion together.
-        max_batch_size: requests that run at once; more of them wait.
+        max_batch_size: requests that run at once; more of them wait. Rounded up to a multiple of the tensor parallel
+            size.
         prefix_caching: keep what was computed for a beginning that requests share.
 
     Raises:
@@ -101,6 +102,8 @@ class Engine:
         self._cancelled: set[int] = set()
         self._chosen: dict[int, Choice] = {}
         model_config: Any = model.config
+        tensor = model_config.tensor_model_parallel_size
+        max_batch_size = -(-max_batch_size // tensor) * tensor  # upstream wants whole shares
         config = InferenceConfig(
             block_size_tokens=BLOCK_TOKENS,
             max_sequence_length=max_sequence_length,
