@@ -79,7 +79,6 @@ class Engine:
         max_sequence_length: tokens of a prompt and its completion together.
         max_batch_size: requests that run at once; more of them wait. Rounded up to a multiple of the tensor parallel
             size.
-        prefix_caching: keep what was computed for a beginning that requests share.
 
     Raises:
         GenerationError: the tokenizer has more tokens than the model.
@@ -92,25 +91,22 @@ class Engine:
         *,
         max_sequence_length: int,
         max_batch_size: int = 8,
-        prefix_caching: bool = False,
     ) -> None:
         self.tokenizer = tokenizer
         self.max_sequence_length = max_sequence_length
-        self.max_batch_size = max_batch_size
         self._requests: dict[int, Request] = {}
         self._next = 0
         self._cancelled: set[int] = set()
         self._chosen: dict[int, Choice] = {}
         model_config: Any = model.config
         tensor = model_config.tensor_model_parallel_size
-        max_batch_size = -(-max_batch_size // tensor) * tensor  # upstream wants whole shares
+        self.max_batch_size = -(-max_batch_size // tensor) * tensor  # upstream wants whole shares
         config = InferenceConfig(
             block_size_tokens=BLOCK_TOKENS,
             max_sequence_length=max_sequence_length,
-            max_requests=max_batch_size,
-            max_tokens=max(max_sequence_length, max_batch_size),
-            buffer_size_gb=_cache_gib(model_config, max_sequence_length, max_batch_size),
-            enable_prefix_caching=prefix_caching,
+            max_requests=self.max_batch_size,
+            max_tokens=max(max_sequence_length, self.max_batch_size),
+            buffer_size_gb=_cache_gib(model_config, max_sequence_length, self.max_batch_size),
         )
         # Upstream makes buffers in NVLink's shared memory for experts on several ranks, whatever the dispatcher, unless
         # the configuration says otherwise (from 0.18 on). The dispatcher of training is used here.
