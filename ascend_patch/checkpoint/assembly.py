@@ -5,10 +5,11 @@ from pathlib import Path
 
 import torch
 
+from ascend_patch.checkpoint.dtypes import DTYPES
 from ascend_patch.checkpoint.errors import CheckpointError
 from ascend_patch.checkpoint.partition import Rectangle
 from ascend_patch.checkpoint.shape import ModelShape
-from ascend_patch.checkpoint.stored import DTYPES, Checkpoint, Piece, StoredTensor
+from ascend_patch.checkpoint.stored import Checkpoint, Piece, StoredTensor
 
 
 class Assembly:

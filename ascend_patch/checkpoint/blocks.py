@@ -15,9 +15,10 @@ from typing import Self
 
 import torch
 
+from ascend_patch.checkpoint.dtypes import dtype_name
 from ascend_patch.checkpoint.errors import CheckpointError
 from ascend_patch.checkpoint.shape import ModelShape
-from ascend_patch.checkpoint.stored import Piece, dtype_name
+from ascend_patch.checkpoint.stored import Piece
 
 BLOCK_BYTES = 16 << 20
 

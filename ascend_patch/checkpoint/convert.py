@@ -11,13 +11,14 @@ import torch
 
 from ascend_patch.checkpoint import huggingface, journal, manifest, megatron, output, side_files
 from ascend_patch.checkpoint.arguments import padded_vocab_size
+from ascend_patch.checkpoint.dtypes import dtype_name
 from ascend_patch.checkpoint.errors import CheckpointError
 from ascend_patch.checkpoint.keys import Build
 from ascend_patch.checkpoint.layout import Layout, virtual_stages
 from ascend_patch.checkpoint.manifest import Manifest
 from ascend_patch.checkpoint.progress import Progress, Silent
 from ascend_patch.checkpoint.shape import ModelShape
-from ascend_patch.checkpoint.stored import Checkpoint, dtype_name
+from ascend_patch.checkpoint.stored import Checkpoint
 from ascend_patch.checkpoint.unfinished import Work, write
 from ascend_patch.checkpoint.verify import verify
 

@@ -10,9 +10,10 @@ from typing import Any
 import torch
 
 from ascend_patch.checkpoint import safetensors, torch_file
+from ascend_patch.checkpoint.dtypes import DTYPES
 from ascend_patch.checkpoint.errors import CheckpointError
 from ascend_patch.checkpoint.shape import EMBEDDING, HEAD, ModelShape
-from ascend_patch.checkpoint.stored import DTYPES, Checkpoint, Piece, StoredTensor
+from ascend_patch.checkpoint.stored import Checkpoint, Piece, StoredTensor
 
 MAX_SHARD = 5_000_000_000
 """Bytes of the tensors in one file, if it has more than one."""
@@ -32,7 +33,7 @@ def open(folder: Path, *, trust: bool = False) -> Checkpoint:
 
     Raises:
         CheckpointError: another architecture; a file that is missing, damaged or refused; a tensor that is missing,
-            left over, of another shape than config.json says or of a dtype that is not in `stored.DTYPES`.
+            left over, of another shape than config.json says or of a dtype that is not in `dtypes.DTYPES`.
     """
     if not folder.is_dir():
         raise CheckpointError(

@@ -12,8 +12,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
+from ascend_patch.checkpoint.dtypes import dtype_name, dtype_named
 from ascend_patch.checkpoint.errors import CheckpointError
-from ascend_patch.checkpoint.stored import Checkpoint, Piece, StoredTensor, dtype_name, dtype_named
+from ascend_patch.checkpoint.stored import Checkpoint, Piece, StoredTensor
 
 NAME = "conversion.journal"
 

@@ -10,9 +10,10 @@ from typing import Any
 import torch
 
 from ascend_patch import __version__
+from ascend_patch.checkpoint.dtypes import dtype_name, dtype_named
 from ascend_patch.checkpoint.errors import CheckpointError
 from ascend_patch.checkpoint.shape import ModelShape
-from ascend_patch.checkpoint.stored import Checkpoint, dtype_name, dtype_named
+from ascend_patch.checkpoint.stored import Checkpoint
 
 NAME = "conversion.json"
 

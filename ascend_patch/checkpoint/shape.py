@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 
+from ascend_patch.checkpoint.dtypes import dtype_name
 from ascend_patch.checkpoint.errors import CheckpointError
-from ascend_patch.checkpoint.stored import dtype_name
 
 EMBEDDING, FINAL_NORM, HEAD = "model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"
 

@@ -12,9 +12,9 @@ from typing import Any
 
 import torch
 
+from ascend_patch.checkpoint.dtypes import dtype_name
 from ascend_patch.checkpoint.errors import CheckpointError
 from ascend_patch.checkpoint.shape import ModelShape
-from ascend_patch.checkpoint.stored import dtype_name
 
 KEPT_IN = "huggingface"
 """The folder of a Megatron-LM checkpoint that holds them."""

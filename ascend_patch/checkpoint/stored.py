@@ -8,31 +8,11 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 
 from ascend_patch.checkpoint.errors import CheckpointError
-
-if TYPE_CHECKING:
-    from ascend_patch.checkpoint.shape import ModelShape
-
-DTYPES = (torch.bfloat16, torch.float16, torch.float32)
-"""The dtypes of weights that can be read and written."""
-
-
-def dtype_name(dtype: torch.dtype) -> str:
-    """As Hugging Face's config.json has it: "bfloat16"."""
-    return str(dtype).removeprefix("torch.")
-
-
-def dtype_named(name: str) -> torch.dtype:
-    """The one of :data:`DTYPES` that :func:`dtype_name` names so.
-
-    Raises:
-        LookupError: there is none.
-    """
-    return {dtype_name(dtype): dtype for dtype in DTYPES}[name]
+from ascend_patch.checkpoint.shape import ModelShape
 
 
 @dataclass(frozen=True)
@@ -119,7 +99,7 @@ class Checkpoint:
     """
 
     folder: Path
-    shape: "ModelShape"
+    shape: ModelShape
     dtype: torch.dtype
     pieces: Mapping[str, Sequence[Piece]]
     """Canonical name -> its rectangles."""

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from ascend_patch.checkpoint.convert import Options, convert
-from ascend_patch.checkpoint.stored import dtype_name
+from ascend_patch.checkpoint.dtypes import dtype_name
 from tests.system_tests import bits, hugging_face, real_text, recorded, reference
 from tests.system_tests.megatron_server import Server
 from tests.system_tests.mixtral import tiny

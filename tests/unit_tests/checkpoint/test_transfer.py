@@ -14,8 +14,9 @@ import torch
 
 from ascend_patch.checkpoint import blocks
 from ascend_patch.checkpoint.blocks import Matrix
+from ascend_patch.checkpoint.dtypes import DTYPES
 from ascend_patch.checkpoint.errors import CheckpointError
-from ascend_patch.checkpoint.stored import DTYPES, Piece, StoredTensor
+from ascend_patch.checkpoint.stored import Piece, StoredTensor
 from ascend_patch.checkpoint.transfer import copy_tensor, in_threads, read_tensor
 from tests.unit_tests.checkpoint.rectangles import any_bits, bits, grid, hole, load, raw, store
 
