@@ -29,7 +29,6 @@ SIZES = {
     "FFN_HIDDEN_SIZE": "--ffn-hidden-size",
     "NUM_HEADS": "--num-attention-heads",
     "NUM_QUERY_GROUPS": "--num-query-groups",
-    "MAX_POSITION_EMBEDDINGS": "--seq-length",
     "MAX_SEQUENCE_LENGTH": "--seq-length",
 }
 KEPT = 2000  # last lines of the log, searched for what made it fail

@@ -207,7 +207,10 @@ def create_app(service: Service, template: Template | None, model: str) -> FastA
 
     @app.middleware("http")
     async def limit(request: Request, call_next: Any) -> Any:
-        if int(request.headers.get("content-length") or 0) > LARGEST_BODY:
+        size = request.headers.get("content-length")
+        if size is None and "transfer-encoding" in request.headers:
+            return _error(411, "The request does not say how large it is; state its content-length.")
+        if int(size or 0) > LARGEST_BODY:
             return _error(413, f"The request is larger than {LARGEST_BODY} bytes.")
         return await call_next(request)
 

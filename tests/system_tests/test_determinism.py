@@ -114,6 +114,7 @@ def test_on_the_npu(tmp_path: Path, compared: Compared) -> None:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("release", [releases.TRAINABLE[0]])
 def test_the_variable_does_what_the_flag_does(tmp_path: Path, release: str) -> None:
     """On the oldest release too, whose own mode refuses --use-flash-attn."""

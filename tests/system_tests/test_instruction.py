@@ -153,10 +153,8 @@ def weights(request: pytest.FixtureRequest, data: Data, tmp_path_factory: pytest
     return Weights(data, tmp_path_factory.mktemp("weights"), megatron=releases.folder(request.param))
 
 
-@pytest.mark.parametrize(
-    "layout",
-    ["tp2_pp2", *(pytest.param(name, marks=pytest.mark.slow) for name in ("pp2", "tp2_sp", "tp2_pp2_ep2"))],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("layout", ["pp2", "tp2_sp", "tp2_pp2", "tp2_pp2_ep2"])
 def test_packed_samples_in_layouts(weights: Weights, layout: str) -> None:
     check_parity(weights.train(layout), weights.reference())
 

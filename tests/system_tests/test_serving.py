@@ -172,6 +172,16 @@ def test_bad_requests_are_told_what_is_wrong(served: Served, changes: dict, told
     assert served.greedy(max_tokens=2).choices  # and goes on
 
 
+def test_a_request_that_is_too_large_is_not_read(served: Served) -> None:
+    """Whether it says so, or does not say how large it is."""
+    for body, status in ((b" " * (5 << 20), 413), (iter([b" " * 1024]), 411)):
+        request = urllib.request.Request(f"{served.url}/v1/completions", body, {"Content-Type": "application/json"})
+        with pytest.raises((urllib.error.HTTPError, urllib.error.URLError)) as found:
+            urllib.request.urlopen(request, timeout=30)
+        if isinstance(found.value, urllib.error.HTTPError):  # or the connection is closed while it is sent
+            assert found.value.code == status
+
+
 def test_a_port_in_use(served: Served, tmp_path: Path) -> None:
     second = served.start(tmp_path / "log")
     assert second.wait(120) == 1

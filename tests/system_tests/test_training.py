@@ -30,11 +30,12 @@ def test_tensor_and_sequence_parallel(trainer: Trainer) -> None:
     check(trainer.layout("tp2_sp", "torch"), LAST)
 
 
+@pytest.mark.parametrize("trainer", releases.parameters(slow_between=True), indirect=True)
 def test_expert_parallel(trainer: Trainer) -> None:
     check(trainer.layout("ep2", "torch_dist"), LAST)
 
 
-@pytest.mark.parametrize("trainer", releases.parameters(slow_between=True), indirect=True)
+@pytest.mark.parametrize("trainer", releases.parameters(slow_before=NEWEST), indirect=True)
 def test_resume_torch_dist(trainer: Trainer) -> None:
     check_resumed(trainer.layout("ep2", "torch_dist"), trainer.resume("ep2", "torch_dist"))
 

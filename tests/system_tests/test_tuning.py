@@ -137,6 +137,7 @@ def positional(out: Path, **changes: object) -> list[object]:
     return list((arguments | changes).values())
 
 
+@pytest.mark.slow
 def test_26_arguments_tune_and_resume(weights: Path, records: Path, tmp_path: Path) -> None:
     """Straight from json, with other records to validate on, and recomputation."""
     valid = real_instructions.write(tmp_path / "valid.json", list(real_instructions.rows()[-8:]))
