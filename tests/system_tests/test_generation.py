@@ -147,8 +147,16 @@ class OnNpu:
 @pytest.mark.npu
 @pytest.mark.usefixtures("npu_device")
 def test_on_the_npu(tmp_path: Path) -> None:
-    """The fused operators take every call, and the log-probabilities are those of transformers, up to bf16."""
-    shape = SHAPE | {"head_dim": 64}
+    """The fused operators take every call, and the log-probabilities are those of transformers, up to bf16.
+
+    A dense model with a sliding window: the router of another might send a token elsewhere for a rounding.
+    """
+    shape = hugging_face.MISTRAL_V01 | {
+        "sliding_window": 40,
+        "head_dim": 64,
+        "max_position_embeddings": 256,
+        "num_hidden_layers": 2,
+    }
     folder = hugging_face.save(hugging_face.random_model(**shape), tmp_path / "hf", torch.bfloat16)
     checkpoint = convert(Options(folder, tmp_path / "megatron", make_vocab_size_divisible_by=128))
     prompts = [torch.randint(3, VOCABULARY, (length,)).tolist() for length in (1, 30, 9, 150)]
@@ -160,7 +168,7 @@ def test_on_the_npu(tmp_path: Path) -> None:
         with torch.no_grad():
             logprobs = model(torch.tensor([prompt + request["tokens"]])).logits[0].log_softmax(-1)
         wanted = [float(logprobs[len(prompt) - 1 + i, token]) for i, token in enumerate(request["tokens"])]
-        assert [choice["logprob"] for choice in request["choices"]] == pytest.approx(wanted, abs=0.15)
+        assert [choice["logprob"] for choice in request["choices"]] == pytest.approx(wanted, abs=0.25)
     operator = json.loads(job.report.read_text())["operators"]["paged_attention"]
     assert operator["variant"] == "npu"
     assert operator["unsupported"] == {}
