@@ -6,6 +6,7 @@ processes behind in which upstream saves its checkpoints.)
 """
 
 import os
+import random
 import re
 import socket
 import subprocess
@@ -171,11 +172,18 @@ def run(
 
 def single_process() -> dict[str, str]:
     """What torchrun would tell the only process of a job."""
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
     ranks = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}
-    return {**ranks, "MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
+    return {**ranks, "MASTER_ADDR": "localhost", "MASTER_PORT": str(free_port())}
+
+
+def free_port() -> int:
+    """A port to listen at. Not one of those that the kernel gives to outgoing connections, from 32768 on: until a job's
+    first rank listens, one of the many of other jobs could take it."""
+    while True:
+        port = random.SystemRandom().randrange(10_000, 32_000)
+        with socket.socket() as free, suppress(OSError):
+            free.bind(("localhost", port))
+            return port
 
 
 def _watch(process: subprocess.Popen, log: TextIO, watch: Callable[[str, int], object]) -> None:

@@ -2,7 +2,6 @@
 
 import json
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -19,7 +18,7 @@ import torch
 from ascend_patch.checkpoint.convert import Options, convert
 from tests.system_tests import hugging_face
 from tests.system_tests.generation import SHAPE, flags, transformers_greedy
-from tests.system_tests.launcher import ROOT, environment
+from tests.system_tests.launcher import ROOT, environment, free_port
 from tests.system_tests.mixtral import EP2, tiny
 
 NAME = "tiny"
@@ -36,8 +35,7 @@ class Served:
         self.model = hugging_face.load(hf)
         self.flags = flags(SHAPE, checkpoint, hf, seq_length=LENGTH, served_model_name=NAME, max_requests=6)
         self.log = folder / "log"
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            self.port = free.getsockname()[1]
+        self.port = free_port()
         self.process = self.start(self.log)
         self.url = f"http://127.0.0.1:{self.port}"
         self.client = openai.OpenAI(base_url=f"{self.url}/v1", api_key="none", max_retries=0, timeout=60)
