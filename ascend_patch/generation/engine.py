@@ -96,7 +96,6 @@ class Engine:
         self.max_sequence_length = max_sequence_length
         self._requests: dict[int, Request] = {}
         self._next = 0
-        self._cancelled: set[int] = set()
         self._chosen: dict[int, Choice] = {}
         model_config: Any = model.config
         tensor = model_config.tensor_model_parallel_size
@@ -149,9 +148,9 @@ class Engine:
         return request
 
     def cancel(self, request: Request) -> None:
-        """Nobody wants it any more: it ends with the next step."""
+        """Nobody wants it any more: :meth:`step` does not name it again."""
         if request.finish is None:
-            self._cancelled.add(request.id)
+            request.finish = "cancelled"
 
     @property
     def busy(self) -> bool:
@@ -167,14 +166,13 @@ class Engine:
         changed = []
         for id, record in (running | finished).items():
             request = self._requests[id]
-            if self._update(request, record, id in finished):
+            if request.finish is None and self._update(request, record, id in finished):
                 changed.append(request)
-            if request.finish is not None:
-                self._cancelled.add(id)  # in the engine it may still run, to the end of its next step
             if id in finished:
                 request.finish = request.finish or "length"
                 del self._requests[id]
-                self._cancelled.discard(id)
+            elif request.finish is not None:
+                self._engine.stop_word_finished_request_ids.add(id)  # upstream ends it with its next step
         return changed
 
     def generate(self, prompts: Sequence[Sequence[int]], options: SamplingOptions) -> list[Request]:
@@ -215,11 +213,6 @@ class Engine:
 
     def _update(self, request: Request, record: Any, finished: bool) -> bool:
         """Take over what the engine has; returns whether that is new to the user."""
-        if request.finish is not None:
-            return False  # it ended before, by a text
-        if request.id in self._cancelled:
-            request.finish = "cancelled"
-            return True
         tokens = [token for part in record.requests for token in part.generated_tokens]
         new = tokens[len(request.tokens) :]
         if not new:
@@ -260,9 +253,7 @@ class Engine:
         logits[..., len(self.tokenizer) :] = -torch.inf  # padding of the vocabulary
         for row, id in zip(logits[0], ids, strict=False):
             request = self._requests[id]
-            if id in self._cancelled:
-                self._force(row, max(0, self._end(request.options)))
-            elif not request.options.plain:
+            if not request.options.plain:
                 choice = choose(
                     row[: len(self.tokenizer)],
                     request.options,
@@ -270,12 +261,8 @@ class Engine:
                     len(request.tokens),
                 )
                 self._chosen[id] = choice
-                self._force(row, choice.token)
-
-    @staticmethod
-    def _force(row: Tensor, token: int) -> None:
-        row.fill_(-torch.inf)
-        row[token] = 0.0
+                row.fill_(-torch.inf)
+                row[choice.token] = 0.0
 
 
 class _Context(DynamicInferenceContext):

@@ -142,8 +142,10 @@ class Service:
 
     def _carry_out(self, what: str, number: int, *given: Any) -> None:
         if what == "cancel":
-            if number in self._requests:
-                self.engine.cancel(self._requests[number])
+            request = self._requests.pop(number, None)  # None where it has ended
+            if request is not None:
+                self.engine.cancel(request)
+                del self._shown[request.id]
             return
         try:
             request = self.engine.submit(*given)

@@ -105,6 +105,10 @@ def main() -> None:
         ]
         for batch in request["batches"]
     ]
+    if engine.busy:  # with what ended at a text: a step later it is not there any more
+        engine.step()
+    if engine.busy:
+        raise RuntimeError("the engine goes on with requests that have ended")
     (folder / f"{torch.distributed.get_rank()}.json").write_text(json.dumps(results))
 
 
