@@ -87,18 +87,13 @@ class Journal:
         self._append({"tensor": name, "sha256": sha256})
 
     def _append(self, entry: Mapping[str, Any]) -> None:
-        line = json.dumps(entry).encode() + b"\n"
         try:
-            while line:
-                line = line[os.write(self._file, line) :]
+            append_line(self._file, entry)
         except OSError as error:
             raise CheckpointError(f"{self._folder / NAME} cannot be written: {error.strerror}.") from error
 
     def _read(self, job: Mapping[str, Any]) -> None:
-        lines = (self._folder / NAME).read_bytes().splitlines(keepends=True)
-        if lines and not lines[-1].endswith(b"\n"):  # cut off when the process was killed
-            os.truncate(self._file, sum(map(len, lines[:-1])))
-            del lines[-1]
+        lines = whole_lines(self._folder / NAME, self._file)
         if not lines:
             self._append({"job": job})
             return
@@ -134,6 +129,22 @@ class Journal:
     ) -> Piece:
         tensor = StoredTensor(self._folder / file, offset, tuple(shape), dtype_named(dtype))
         return Piece(tensor, (rows[0], rows[1]), (cols[0], cols[1]), (at[0], at[1]))
+
+
+def append_line(file: int, entry: Mapping[str, Any]) -> None:
+    """Write a JSON object as the next line of a journal that is open for appending."""
+    line = json.dumps(entry).encode() + b"\n"
+    while line:
+        line = line[os.write(file, line) :]
+
+
+def whole_lines(path: Path, file: int) -> list[bytes]:
+    """The lines of a journal, ``file`` being its descriptor; one that was cut off with its process is removed."""
+    lines = path.read_bytes().splitlines(keepends=True)
+    if lines and not lines[-1].endswith(b"\n"):
+        os.truncate(file, sum(map(len, lines[:-1])))
+        del lines[-1]
+    return lines
 
 
 def differences(before: Any, now: Any, name: str = "") -> list[str]:

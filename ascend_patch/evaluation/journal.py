@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
-from ascend_patch.checkpoint.journal import differences
+from ascend_patch.checkpoint.journal import append_line, differences, whole_lines
 from ascend_patch.evaluation.errors import EvaluationError
 
 
@@ -66,10 +66,7 @@ class Journal:
             ) from error
 
     def _read(self, owner: Mapping[str, Any]) -> None:
-        lines = self._path.read_bytes().splitlines(keepends=True)
-        if lines and not lines[-1].endswith(b"\n"):  # cut off when the process was killed
-            os.truncate(self._file, sum(map(len, lines[:-1])))
-            del lines[-1]
+        lines = whole_lines(self._path, self._file)
         if not lines:
             self._append({"owner": owner})
             return
@@ -86,10 +83,8 @@ class Journal:
             )
 
     def _append(self, entry: Mapping[str, Any]) -> None:
-        line = json.dumps(entry).encode() + b"\n"
         try:
-            while line:
-                line = line[os.write(self._file, line) :]
+            append_line(self._file, entry)
         except OSError as error:
             raise EvaluationError(f"{self._path} cannot be written: {error.strerror}.") from error
 

@@ -241,11 +241,8 @@ class Engine:
         ):
             # The engine tells the other stages the tokens, and nothing else.
             shared = [self._chosen]
-            last, group = (
-                parallel_state.get_pipeline_model_parallel_last_rank(),
-                parallel_state.get_pipeline_model_parallel_group(),
-            )
-            torch.distributed.broadcast_object_list(shared, last, group)
+            last = parallel_state.get_pipeline_model_parallel_last_rank()
+            torch.distributed.broadcast_object_list(shared, last, parallel_state.get_pipeline_model_parallel_group())
             (self._chosen,) = shared
         return logits
 

@@ -35,10 +35,8 @@ class Piece:
 
 @dataclass
 class Job:
-    """A request of a client, and where its pieces go."""
+    """Where the pieces go of what a client has asked for."""
 
-    prompt: list[int]
-    options: SamplingOptions
     loop: asyncio.AbstractEventLoop
     pieces: asyncio.Queue = field(default_factory=asyncio.Queue)
     """:class:`Piece` objects, or the :class:`GenerationError` that ends them."""
@@ -82,7 +80,7 @@ class Service:
             GenerationError: the engine refuses the prompt.
             Overloaded, Stopping: not now.
         """
-        job = Job(list(prompt), options, asyncio.get_running_loop())
+        job = Job(asyncio.get_running_loop())
         with self._lock:
             if self._stopping:
                 raise Stopping("The server is shutting down.")
@@ -90,7 +88,7 @@ class Service:
                 raise Overloaded(f"{self.most_requests} requests are under way already; try again later.")
             number, self._next = self._next, self._next + 1
             self._jobs[number] = job
-        self._commands.put(("submit", number, job.prompt, options, begins_anew))
+        self._commands.put(("submit", number, list(prompt), options, begins_anew))
         try:
             while True:
                 piece = await job.pieces.get()

@@ -6,12 +6,12 @@ output, or as JSON, one object a line, to ``--output``.
 
 import argparse
 import json
-import os
 import sys
 from pathlib import Path
 
 import torch
 
+from ascend_patch.engine.report import write_text
 from ascend_patch.generation.errors import GenerationError
 from ascend_patch.generation.model import initialize
 from ascend_patch.generation.options import add_engine_arguments, add_sampling_arguments, build_engine, sampling_options
@@ -60,19 +60,12 @@ def main() -> None:
             for prompt, request in zip(prompts, requests, strict=True)
         ]
         if args.output:
-            write(args.output, "".join(json.dumps(result, ensure_ascii=False) + "\n" for result in results))
+            write_text(args.output, "".join(json.dumps(result, ensure_ascii=False) + "\n" for result in results))
         else:
             for result in results:
                 print(f"\n{result['prompt']}{result['completion']}")
     torch.distributed.barrier()
     torch.distributed.destroy_process_group()
-
-
-def write(file: Path, text: str) -> None:
-    """Write ``text``, all of it or nothing."""
-    unfinished = file.with_name(file.name + ".unfinished")
-    unfinished.write_text(text, encoding="utf-8")
-    os.replace(unfinished, file)
 
 
 if __name__ == "__main__":

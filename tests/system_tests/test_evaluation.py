@@ -94,7 +94,6 @@ def write_task(file: Path, answer: str) -> Path:
 
 @pytest.fixture(scope="module")
 def reference(tmp_path_factory: pytest.TempPathFactory) -> Reference:
-    pytest.importorskip("lm_eval")
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     return Reference(tmp_path_factory.mktemp("evaluation"))
 
