@@ -39,6 +39,8 @@ class Body(BaseModel):
     """Not OpenAI's; as other servers have it."""
     repetition_penalty: float = Field(1.0, gt=0)
     """Not OpenAI's; as other servers have it."""
+    ignore_eos: bool = False
+    """Not OpenAI's; as other servers have it."""
     n: int = Field(1, ge=1, le=16)
     seed: int | None = None
     stop: str | list[str] | None = Field(None, max_length=LARGEST_BODY)
@@ -60,6 +62,7 @@ class Body(BaseModel):
                 seed=seed + index,
                 stop=tuple(stop),
                 logprobs=logprobs,
+                ignore_eos=self.ignore_eos,
             )
             for index in range(self.n)
         ]
