@@ -8,7 +8,8 @@ import json
 import os
 import sys
 import time
-from typing import TextIO
+from collections.abc import Callable
+from typing import Any, TextIO
 
 
 class Gate:
@@ -30,10 +31,7 @@ class Gate:
     @classmethod
     def on_standard_streams(cls) -> "Gate":
         """Keep standard output for the answers and send what is printed from here on to standard error."""
-        replies = os.fdopen(os.dup(sys.stdout.fileno()), "w")
-        sys.stdout.flush()
-        os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
-        return cls(sys.stdin, replies)
+        return cls(sys.stdin, _standard_output_for_answers())
 
     def step(self, **facts: object) -> None:
         """End the step before, if there was one, and wait for the next to be allowed.
@@ -65,3 +63,19 @@ class Gate:
         if not line:
             raise SystemExit(0)
         return int(line)
+
+
+def answer_on_standard_streams(prepare: Callable[[], Callable[[Any], dict[str, Any]]]) -> None:
+    """A worker without steps: ``prepare`` returns what answers a request (:meth:`benchmarks.worker.Worker.ask`)."""
+    replies = _standard_output_for_answers()
+    answer = prepare()
+    for line in sys.stdin:
+        replies.write(json.dumps(answer(json.loads(line))) + "\n")
+        replies.flush()
+
+
+def _standard_output_for_answers() -> TextIO:
+    replies = os.fdopen(os.dup(sys.stdout.fileno()), "w")
+    sys.stdout.flush()
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    return replies

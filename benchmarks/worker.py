@@ -54,8 +54,16 @@ class Worker:
         if not self._is_ready:
             self._answer()
             self._is_ready = True
+        return self.ask(steps)
+
+    def ask(self, request: object) -> dict[str, Any]:
+        """What it answers to ``request``, which goes to it as JSON.
+
+        Raises:
+            WorkerError: it ended instead.
+        """
         try:
-            self._requests.write(f"{steps}\n")
+            self._requests.write(f"{json.dumps(request)}\n")
             self._requests.flush()
         except BrokenPipeError:
             raise self._failure() from None

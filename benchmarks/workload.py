@@ -35,7 +35,8 @@ NPU_MODELS = {
 MICRO_BATCH = 2
 TOKENS_PER_STEP = MICRO_BATCH * MODEL.seq_length
 
-DTYPES = ("bf16", "fp32")
+TORCH_DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
+DTYPES = tuple(TORCH_DTYPES)
 AUX_LOSS_COEFF = 1e-2
 NORM_EPSILON = 1e-5
 LEARNING_RATE = 1e-4

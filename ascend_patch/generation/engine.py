@@ -7,6 +7,7 @@ request at a text or because nobody wants it any more.
 In a job of several ranks every rank calls every method with the same arguments, in the same order.
 """
 
+import importlib.util
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
@@ -21,8 +22,10 @@ from megatron.core.inference.sampling_params import SamplingParams
 from megatron.core.inference.text_generation_controllers.text_generation_controller import TextGenerationController
 from torch import Tensor
 
+from ascend_patch.generation.decoding import shorten
 from ascend_patch.generation.errors import GenerationError
 from ascend_patch.generation.sampling import Choice, SamplingOptions, choose
+from ascend_patch.ops import registry
 
 Finish = Literal["stop", "length", "cancelled"]
 
@@ -100,16 +103,18 @@ class Engine:
         model_config: Any = model.config
         tensor = model_config.tensor_model_parallel_size
         self.max_batch_size = -(-max_batch_size // tensor) * tensor  # upstream wants whole shares
+        block_tokens = _block_tokens(max_sequence_length)
         config = InferenceConfig(
-            block_size_tokens=BLOCK_TOKENS,
+            block_size_tokens=block_tokens,
             max_sequence_length=max_sequence_length,
             max_requests=self.max_batch_size,
             max_tokens=max(max_sequence_length, self.max_batch_size),
-            buffer_size_gb=_cache_gib(model_config, max_sequence_length, self.max_batch_size),
+            buffer_size_gb=_cache_gib(model_config, block_tokens, max_sequence_length, self.max_batch_size),
         )
         # Upstream makes buffers in NVLink's shared memory for experts on several ranks, whatever the dispatcher, unless
         # the configuration says otherwise (from 0.18 on). The dispatcher of training is used here.
         model_config.inference_moe_token_dispatcher_type = "nccl"
+        shorten(model)
         self._context = _Context(model_config, config)
         wrapper = _ModelWithChoice(model, self._context, self._choose)
         controller = TextGenerationController(wrapper, _NoText(tokenizer))
@@ -303,11 +308,17 @@ class _NoText:
         return ""
 
 
-def _cache_gib(config: Any, max_sequence_length: int, max_batch_size: int) -> float:
+def _block_tokens(max_sequence_length: int) -> int:
+    """Tokens in a block; all of a request's where they are read where they lie, not gathered in each step and layer."""
+    kernels = registry.selected()["paged_attention"] == "npu" or importlib.util.find_spec("flash_attn") is not None
+    return BLOCK_TOKENS if kernels else -(-max_sequence_length // BLOCK_TOKENS) * BLOCK_TOKENS
+
+
+def _cache_gib(config: Any, block_tokens: int, max_sequence_length: int, max_batch_size: int) -> float:
     """GiB that hold the keys and values of all requests at their longest, on this rank."""
-    blocks = max_batch_size * -(-max_sequence_length // BLOCK_TOKENS) + 2  # one of the engine's own, one to round up
+    blocks = max_batch_size * -(-max_sequence_length // block_tokens) + 1  # one is the engine's own
     groups = config.num_query_groups or config.num_attention_heads
     heads = max(1, groups // config.tensor_model_parallel_size)
     layers = -(-config.num_layers // config.pipeline_model_parallel_size)
     token = 2 * layers * heads * config.kv_channels * config.params_dtype.itemsize
-    return blocks * BLOCK_TOKENS * token / 2**30
+    return (blocks * block_tokens + 1) * token / 2**30  # a token, so that rounding takes no block away

@@ -14,11 +14,11 @@ from transformers import MixtralConfig, MixtralForCausalLM
 
 from benchmarks import workload
 from benchmarks.gate import Gate
+from tools.train.gemm import Mixtral
 
 
-def config() -> MixtralConfig:
+def config(model: Mixtral = workload.MODEL, use_cache: bool = False) -> MixtralConfig:
     """The workload's model by transformers' names."""
-    model = workload.MODEL
     return MixtralConfig(
         vocab_size=model.vocab_size,
         hidden_size=model.hidden_size,
@@ -31,10 +31,10 @@ def config() -> MixtralConfig:
         max_position_embeddings=model.seq_length,
         rms_norm_eps=workload.NORM_EPSILON,
         router_aux_loss_coef=workload.AUX_LOSS_COEFF,
-        output_router_logits=True,
+        output_router_logits=not use_cache,
         tie_word_embeddings=False,
         attn_implementation="sdpa",
-        use_cache=False,
+        use_cache=use_cache,
     )
 
 
@@ -42,7 +42,7 @@ def main() -> None:
     """Train until the gate closes."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--dtype", choices=workload.DTYPES, required=True)
-    dtype = {"bf16": torch.bfloat16, "fp32": torch.float32}[parser.parse_args().dtype]
+    dtype = workload.TORCH_DTYPES[parser.parse_args().dtype]
     gate = Gate.on_standard_streams()
     torch.manual_seed(workload.SEED)
     model = MixtralForCausalLM._from_config(config(), dtype=dtype).train()

@@ -16,6 +16,7 @@ import torch_npu
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from ascend_patch.ops.function import apply
 from ascend_patch.ops.registry import Unsupported
 
 _DTYPES = (torch.bfloat16, torch.float16, torch.float32)
@@ -41,7 +42,7 @@ def grouped_gemm(
         )
     if weight.shape[0] > _MOST_GROUPS:
         raise Unsupported(f"{weight.shape[0]} experts; npu_grouped_matmul takes up to {_MOST_GROUPS}")
-    return _GroupedGemm.apply(x, weight, tokens_per_expert, weight_gradient)
+    return apply(_GroupedGemm, x, weight, tokens_per_expert, weight_gradient)
 
 
 def add_weight_gradient(x: Tensor, grad_y: Tensor, weight_gradient: Tensor) -> None:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from ascend_patch.ops.function import apply
 from ascend_patch.ops.grouped_gemm.reference import add_weight_gradient
 
 __all__ = ["add_weight_gradient", "grouped_gemm"]
@@ -21,7 +22,7 @@ def grouped_gemm(
     x: Tensor, weight: Tensor, tokens_per_expert: list[int], weight_gradient: Tensor | None = None
 ) -> Tensor:
     """See :func:`ascend_patch.ops.grouped_gemm.grouped_gemm`."""
-    return _GroupedGemm.apply(x, weight, tokens_per_expert, weight_gradient)
+    return apply(_GroupedGemm, x, weight, tokens_per_expert, weight_gradient)
 
 
 class _GroupedGemm(torch.autograd.Function):
@@ -35,11 +36,14 @@ class _GroupedGemm(torch.autograd.Function):
         ctx.save_for_backward(x, weight, offsets)
         ctx.weight_gradient = weight_gradient
         ctx.experts = experts = [slice(*span) for span in pairwise([0, *ends])]
-        if offsets is not None:
+        # On the host the kernel is a loop, too, and does not pass over experts without tokens: in a step of generation
+        # most have none.
+        if offsets is not None and (all(counts) or x.device.type != "cpu"):
             return torch._grouped_mm(x, weight.transpose(1, 2), offsets)
         y = x.new_empty(x.shape[0], weight.shape[1])
         for expert, rows in enumerate(experts):
-            torch.mm(x[rows], weight[expert].t(), out=y[rows])
+            if counts[expert]:
+                torch.mm(x[rows], weight[expert].t(), out=y[rows])
         return y
 
     @staticmethod

@@ -14,6 +14,7 @@ import torch_npu
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from ascend_patch.ops.function import apply
 from ascend_patch.ops.permute.torch import sort_chunks
 from ascend_patch.ops.registry import Unsupported
 from ascend_patch.ops.routing_map import experts_per_token
@@ -32,7 +33,7 @@ def permute(
 ) -> tuple[Tensor, Tensor | None, Tensor]:
     """See :func:`ascend_patch.ops.permute.permute`."""
     _check(tokens, routing_map, probs, num_out_tokens)
-    return _Permute.apply(tokens, routing_map, probs, num_out_tokens)
+    return apply(_Permute, tokens, routing_map, probs, num_out_tokens)
 
 
 def unpermute(
@@ -48,7 +49,7 @@ def unpermute(
     if routing_map is None:
         raise ValueError("unpermute: the Ascend operator needs the routing_map that was given to permute.")
     if probs is None:
-        return _Unpermute.apply(permuted, sorted_indices, list(restore_shape), routing_map)
+        return apply(_Unpermute, permuted, sorted_indices, list(restore_shape), routing_map)
     return torch_npu.npu_moe_token_unpermute_with_routing_map(
         permuted, sorted_indices, list(restore_shape), probs=probs.to(permuted.dtype), routing_map=routing_map
     )

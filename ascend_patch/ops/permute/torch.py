@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from ascend_patch.ops.function import apply
 from ascend_patch.ops.numerics import accumulation_dtype
 
 
@@ -21,7 +22,7 @@ def permute(
     order = _order_by_expert(routing_map, num_out_tokens)
     sorted_indices = order % max(1, tokens.shape[0])
     permuted_probs = probs.t().reshape(-1).index_select(0, order) if probs is not None else None
-    return _CopyRows.apply(tokens, sorted_indices), permuted_probs, sorted_indices
+    return apply(_CopyRows, tokens, sorted_indices), permuted_probs, sorted_indices
 
 
 def unpermute(
@@ -37,7 +38,7 @@ def unpermute(
         dtype = accumulation_dtype(permuted.dtype)
         by_row = probs.t().masked_select(routing_map.t())
         rows = permuted.to(dtype) * by_row.to(dtype).unsqueeze(-1)
-    return _AddCopies.apply(rows, sorted_indices, restore_shape[0]).to(permuted.dtype)
+    return apply(_AddCopies, rows, sorted_indices, restore_shape[0]).to(permuted.dtype)
 
 
 def sort_chunks(

@@ -19,6 +19,7 @@ from torch.autograd.function import once_differentiable
 
 from ascend_patch.ops.ascend import require_tensors
 from ascend_patch.ops.derived import DerivedValues, host_list
+from ascend_patch.ops.function import apply
 from ascend_patch.ops.registry import Unsupported
 from ascend_patch.ops.rotary.layout import packed_positions
 
@@ -79,8 +80,8 @@ def _apply(t: Tensor, freqs: Tensor, interleaved: bool, which: Hashable, angles:
     turn = _turns.get(freqs, (which, t.dtype, rotated), lambda: _turn(angles(), t.dtype, rotated))
     mode = "interleave" if interleaved else "half"
     if rotated == head_size:
-        return _Rotate.apply(t, turn, mode)
-    return torch.cat([_Rotate.apply(t[..., :rotated], turn, mode), t[..., rotated:]], dim=-1)
+        return apply(_Rotate, t, turn, mode)
+    return torch.cat([apply(_Rotate, t[..., :rotated], turn, mode), t[..., rotated:]], dim=-1)
 
 
 def _turn(angles: Tensor, dtype: torch.dtype, width: int) -> _Turn:

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ascend_patch.ops.blocks import row_blocks
+from ascend_patch.ops.function import apply
 from ascend_patch.ops.numerics import accumulation_dtype
 from ascend_patch.ops.rotary.layout import packed_positions
 
@@ -18,7 +19,7 @@ from ascend_patch.ops.rotary.layout import packed_positions
 def apply_rotary(t: Tensor, freqs: Tensor, interleaved: bool = False) -> Tensor:
     """See :func:`ascend_patch.ops.rotary.apply_rotary`."""
     angles = freqs[: t.shape[0]].detach().to(accumulation_dtype(t.dtype))
-    return _Rotate.apply(t, angles.cos(), angles.sin(), interleaved)
+    return apply(_Rotate, t, angles.cos(), angles.sin(), interleaved)
 
 
 def apply_rotary_thd(

@@ -13,12 +13,13 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ascend_patch.ops.ascend import require_tensors
+from ascend_patch.ops.function import apply
 
 
 def swiglu(x: Tensor, probs: Tensor | None = None) -> Tensor:
     """See :func:`ascend_patch.ops.swiglu.swiglu`."""
     require_tensors("npu_swiglu", x)
-    return _SwiGLU.apply(x.contiguous(), probs)
+    return apply(_SwiGLU, x.contiguous(), probs)
 
 
 class _SwiGLU(torch.autograd.Function):

@@ -12,13 +12,14 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ascend_patch.ops.blocks import row_blocks
+from ascend_patch.ops.function import apply
 from ascend_patch.ops.numerics import accumulation_dtype
 
 
 def swiglu(x: Tensor, probs: Tensor | None = None) -> Tensor:
     """See :func:`ascend_patch.ops.swiglu.swiglu`."""
     rows, width = x.shape[:-1].numel(), x.shape[-1]
-    y = _SwiGLU.apply(x.reshape(rows, width), probs.reshape(rows) if probs is not None else None)
+    y = apply(_SwiGLU, x.reshape(rows, width), probs.reshape(rows) if probs is not None else None)
     return y.view(*x.shape[:-1], width // 2)
 
 

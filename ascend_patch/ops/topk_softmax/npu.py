@@ -14,6 +14,7 @@ import torch_npu
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from ascend_patch.ops.function import apply
 from ascend_patch.ops.registry import Unsupported
 
 _DTYPES = (torch.bfloat16, torch.float16, torch.float32)
@@ -26,13 +27,13 @@ _SOFTMAX_FIRST, _TOPK_FIRST = 0, 1
 def topk_softmax(logits: Tensor, topk: int, pre_softmax: bool = False) -> tuple[Tensor, Tensor]:
     """See :func:`ascend_patch.ops.topk_softmax.topk_softmax`."""
     _check(logits, topk)
-    return (_SoftmaxThenTopk if pre_softmax else _TopkThenSoftmax).apply(logits, topk)
+    return apply(_SoftmaxThenTopk if pre_softmax else _TopkThenSoftmax, logits, topk)
 
 
 def balancing_scores(logits: Tensor, topk: int) -> tuple[Tensor, Tensor]:
     """See :func:`ascend_patch.ops.topk_softmax.balancing_scores`."""
     _check(logits, topk)
-    return _BalancingScores.apply(logits, topk)
+    return apply(_BalancingScores, logits, topk)
 
 
 def _check(logits: Tensor, topk: int) -> None:

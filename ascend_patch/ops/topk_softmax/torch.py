@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from ascend_patch.ops.function import apply
 from ascend_patch.ops.numerics import accumulation_dtype
 from ascend_patch.ops.topk_softmax.reference import balancing_scores
 
@@ -14,7 +15,7 @@ __all__ = ["balancing_scores", "topk_softmax"]
 
 def topk_softmax(logits: Tensor, topk: int, pre_softmax: bool = False) -> tuple[Tensor, Tensor]:
     """See :func:`ascend_patch.ops.topk_softmax.topk_softmax`."""
-    return _TopkSoftmax.apply(logits, topk, pre_softmax)
+    return apply(_TopkSoftmax, logits, topk, pre_softmax)
 
 
 class _TopkSoftmax(torch.autograd.Function):
