@@ -53,7 +53,6 @@ def prepare() -> Callable[[dict[str, Any]], dict[str, Any]]:
             "prefill": first - started,
             "decode": time.perf_counter() - first,
             "decoded": decoded,
-            "tokens": [one.tokens for one in running],
         }
 
     return answer

@@ -34,13 +34,14 @@ def flags(shape: dict, checkpoint: Path, tokenizer: Path, **changes: object) -> 
 
 
 def generate(
-    server: Server, batches: Sequence[dict], flags: dict, processes: int = 1, **engine: object
+    server: Server, batches: Sequence[dict], flags: dict, processes: int = 1, long_way: bool = False, **engine: object
 ) -> list[list[dict]]:
     """Run the job; every rank must have the same tokens.
 
     Args:
         batches: each with ``prompts``, lists of token ids, and ``options`` of ``SamplingOptions``.
         flags: for :func:`mixtral.tiny`.
+        long_way: decode with upstream's whole layers.
         engine: options of ``Engine``.
 
     Returns:
@@ -49,7 +50,8 @@ def generate(
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         request = folder / "request"
-        request.write_text(json.dumps({"batches": batches, "engine": {"max_sequence_length": 128} | engine}))
+        options = {"max_sequence_length": 128} | engine
+        request.write_text(json.dumps({"batches": batches, "long_way": long_way, "engine": options}))
         server.run(Path(__file__), [request, folder, *tiny(**flags)], processes).succeeded()
         first, *others = [json.loads((folder / f"{rank}.json").read_text()) for rank in range(processes)]
     for other in others:
@@ -87,12 +89,19 @@ def main() -> None:
     """The job; see the module's docstring."""
     request, folder = json.loads(Path(sys.argv.pop(1)).read_text()), Path(sys.argv.pop(1))
 
+    from ascend_patch.generation import engine as engine_module
     from ascend_patch.generation import model
-    from ascend_patch.generation.engine import Engine
+    from ascend_patch.generation.decoding import DecodingLayer
     from ascend_patch.generation.sampling import SamplingOptions
 
     args = model.initialize()
-    engine = Engine(model.load_model(args), model.load_tokenizer(args), **request["engine"])
+    if request["long_way"]:
+        engine_module.shorten = lambda model: None
+    module = model.load_model(args)
+    engine = engine_module.Engine(module, model.load_tokenizer(args), **request["engine"])
+    short = [isinstance(layer, DecodingLayer) for layer in module.decoder.layers]
+    if any(short) if request["long_way"] or args.sequence_parallel else not all(short):
+        raise RuntimeError(f"the layers that take the short way: {short}")
     results = [
         [
             {

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from ascend_patch.checkpoint.convert import Options, convert
+from ascend_patch.checkpoint.keys import Build
 from tests.system_tests import hugging_face
 from tests.system_tests.generation import SHAPE, check_same, flags, generate, transformers_greedy
 from tests.system_tests.launcher import Run, train
@@ -19,6 +20,8 @@ pytestmark = pytest.mark.xdist_group("logits")
 TOKENS = 64
 PROMPTS = 20
 VOCABULARY = hugging_face.VOCABULARY
+LOCAL = {"transformer_impl": "local"}
+TP2 = {"tensor_model_parallel_size": 2}
 
 
 class Model:
@@ -70,6 +73,28 @@ def test_a_sliding_window(server: Server, tmp_path: Path) -> None:
     """Mistral v0.1's, shorter than the completions."""
     mistral = Model(hugging_face.MISTRAL_V01 | {"max_position_embeddings": 256, "num_hidden_layers": 2}, tmp_path)
     mistral.check(generate(server, [{"prompts": mistral.prompts, "options": GREEDY}], mistral.flags)[0])
+
+
+@pytest.mark.parametrize(
+    ("layout", "processes"),
+    [(ONE, 1), pytest.param(LOCAL, 1, marks=pytest.mark.slow), (TP2, 2)],
+    ids=["one", "local", "tp2"],
+)
+def test_the_short_way_is_the_long_one(
+    mixtral: Model, server: Server, layout: dict, processes: int, tmp_path: Path
+) -> None:
+    """Decoded by whole layers and without what training needs, greedy tokens have the same log-probabilities."""
+    options = mixtral.flags | layout
+    if layout is LOCAL:
+        build = Build(LOCAL["transformer_impl"])
+        conversion = Options(mixtral.folder, tmp_path / "local", make_vocab_size_divisible_by=128, build=build)
+        options["load"] = convert(conversion)
+    batch = {"prompts": mixtral.prompts[:8], "options": {"max_new_tokens": 24, "ignore_eos": True, "logprobs": 0}}
+    short, whole = (generate(server, [batch], options, processes, long_way=long_way)[0] for long_way in (False, True))
+    for one, other in zip(short, whole, strict=True):
+        assert one["tokens"] == other["tokens"]
+        logprobs = [[choice["logprob"] for choice in each["choices"]] for each in (one, other)]
+        assert logprobs[0] == pytest.approx(logprobs[1], abs=1e-6)
 
 
 def test_batches_do_not_matter(mixtral: Model, server: Server) -> None:
