@@ -9,7 +9,7 @@ import torch
 
 from ascend_patch.checkpoint.convert import Options, convert
 from ascend_patch.checkpoint.keys import Build
-from tests.system_tests import hugging_face
+from tests.system_tests import hugging_face, releases
 from tests.system_tests.generation import SHAPE, check_same, flags, generate, transformers_greedy
 from tests.system_tests.launcher import Run, train
 from tests.system_tests.megatron_server import Server
@@ -67,6 +67,13 @@ def test_greedy_tokens_are_those_of_transformers(mixtral: Model, server: Server,
     batch = {"prompts": mixtral.prompts, "options": GREEDY}
     (requests,) = generate(server, [batch], mixtral.flags | layout, processes)
     mixtral.check(requests)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("release", [one for one in releases.TRAINABLE if one != releases.INSTALLED])
+def test_every_release(mixtral: Model, tmp_path: Path, release: str) -> None:
+    with Server(tmp_path, releases.folder(release)) as server:
+        mixtral.check(generate(server, [{"prompts": mixtral.prompts, "options": GREEDY}], mixtral.flags)[0])
 
 
 def test_a_sliding_window(server: Server, tmp_path: Path) -> None:
