@@ -10,6 +10,7 @@ from typing import Any, Self
 
 import torch
 
+from ascend_patch.generation import ranks
 from ascend_patch.generation.engine import Engine, Request
 from ascend_patch.generation.sampling import SamplingOptions
 from ascend_patch.generation.scoring import Pair, Score, Scorer
@@ -73,9 +74,7 @@ class Workers:
         self._together = True
 
     def _exchange(self, asked: tuple[str, Sequence[Any]] | None) -> tuple[str, Sequence[Any]] | None:
-        shared: list[Any] = [asked]
-        torch.distributed.broadcast_object_list(shared, 0, self._group, device=torch.device("cpu"))
-        return shared[0]
+        return ranks.broadcast(asked, group=self._group, device=torch.device("cpu"))
 
     def _compute(self, what: str, requests: Sequence[Any], on_results: Callable[[Any], object]) -> None:
         if what == "score":

@@ -4,7 +4,9 @@ Upstream schedules, batches and keeps the cache. What is added here is the choic
 (:mod:`ascend_patch.generation.sampling`), made where the model hands its logits back to the engine, and the end of a
 request at a text or because nobody wants it any more.
 
-In a job of several ranks every rank calls every method with the same arguments, in the same order.
+In a job of several ranks every rank calls every method with the same arguments, in the same order, and gets the same
+results. :meth:`Engine.generate` shares the prompts out over the data parallel ranks; of requests that are submitted one
+by one, each of these ranks works on all.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,7 +15,7 @@ from typing import Any, Literal
 
 import torch
 from megatron.core import parallel_state
-from megatron.core.inference.config import InferenceConfig
+from megatron.core.inference.config import InferenceConfig, PrefixCachingEvictionPolicy
 from megatron.core.inference.contexts.dynamic_context import DynamicInferenceContext
 from megatron.core.inference.engines.dynamic_engine import DynamicInferenceEngine
 from megatron.core.inference.model_inference_wrappers.gpt.gpt_inference_wrapper import GPTInferenceWrapper
@@ -21,6 +23,7 @@ from megatron.core.inference.sampling_params import SamplingParams
 from megatron.core.inference.text_generation_controllers.text_generation_controller import TextGenerationController
 from torch import Tensor
 
+from ascend_patch.generation import ranks
 from ascend_patch.generation.errors import GenerationError
 from ascend_patch.generation.sampling import Choice, SamplingOptions, choose
 
@@ -31,6 +34,9 @@ BLOCK_TOKENS = 256
 
 _TOKENS_OF_A_CHARACTER = 4
 """At most, where a tokenizer falls back to bytes."""
+
+_FILLER = ([0, 0], SamplingOptions(max_new_tokens=1, ignore_eos=True))
+"""A request of a rank that has none: the experts on it are needed by the others."""
 
 
 @dataclass
@@ -79,6 +85,8 @@ class Engine:
         max_sequence_length: tokens of a prompt and its completion together.
         max_batch_size: requests that run at once; more of them wait. Rounded up to a multiple of the tensor parallel
             size.
+        prompts_at_once: as many prompts of the greatest length are always read in one step, if there is room for them.
+        prefix_caching: what is there in the cache of a prompt's beginning, from other requests, is not computed again.
 
     Raises:
         GenerationError: the tokenizer has more tokens than the model.
@@ -91,6 +99,8 @@ class Engine:
         *,
         max_sequence_length: int,
         max_batch_size: int = 8,
+        prompts_at_once: int = 1,
+        prefix_caching: bool = True,
     ) -> None:
         self.tokenizer = tokenizer
         self.max_sequence_length = max_sequence_length
@@ -98,14 +108,17 @@ class Engine:
         self._next = 0
         self._chosen: dict[int, Choice] = {}
         model_config: Any = model.config
+        self._model_config = model_config
         tensor = model_config.tensor_model_parallel_size
         self.max_batch_size = -(-max_batch_size // tensor) * tensor  # upstream wants whole shares
         config = InferenceConfig(
             block_size_tokens=BLOCK_TOKENS,
             max_sequence_length=max_sequence_length,
             max_requests=self.max_batch_size,
-            max_tokens=max(max_sequence_length, self.max_batch_size),
+            max_tokens=max(prompts_at_once * max_sequence_length, self.max_batch_size),
             buffer_size_gb=_cache_gib(model_config, max_sequence_length, self.max_batch_size),
+            enable_prefix_caching=prefix_caching,
+            prefix_caching_eviction_policy=PrefixCachingEvictionPolicy.LRU,
         )
         # Upstream makes buffers in NVLink's shared memory for experts on several ranks, whatever the dispatcher, unless
         # the configuration says otherwise (from 0.18 on). The dispatcher of training is used here.
@@ -131,6 +144,9 @@ class Engine:
             GenerationError: the prompt is empty, too long, or has tokens that the tokenizer does not know.
         """
         self._check(prompt)
+        return self._submit(prompt, options, begins_anew)
+
+    def _submit(self, prompt: Sequence[int], options: SamplingOptions, begins_anew: bool = False) -> Request:
         request = Request(self._next, list(prompt), options, self.tokenizer, begins_anew)
         self._next += 1
         self._requests[request.id] = request
@@ -185,11 +201,52 @@ class Engine:
         """
         for prompt in prompts:
             self._check(prompt)
-        requests = [
-            self.submit(prompt, replace(options, seed=options.seed + place)) for place, prompt in enumerate(prompts)
+        rank, size = self._share
+        own = [
+            self.submit(prompts[place], replace(options, seed=options.seed + place))
+            for place in range(rank, len(prompts), size)
         ]
-        while any(request.finish is None for request in requests):
+        while self._any_busy():
+            if not self.busy:
+                Engine._submit(self, *_FILLER)
             self.step()
+        return self._gathered(own, len(prompts))
+
+    @property
+    def _share(self) -> tuple[int, int]:
+        """This rank's place among the ranks that work on different prompts, and their number."""
+        # This dispatcher wants the same number of tokens of every rank.
+        if self._experts_shared and self._model_config.moe_token_dispatcher_type == "allgather":
+            return 0, 1
+        return parallel_state.get_data_parallel_rank(), parallel_state.get_data_parallel_world_size()
+
+    @property
+    def _experts_shared(self) -> bool:
+        """Whether this rank's experts compute for other data parallel ranks too, which then step together."""
+        config = self._model_config
+        expert = config.expert_model_parallel_size * (config.expert_tensor_parallel_size or 1)
+        return expert > config.tensor_model_parallel_size
+
+    def _any_busy(self) -> bool:
+        """Whether this rank has a step to make, or, where they step together, another one."""
+        if not self._experts_shared:
+            return self.busy
+        busy = torch.tensor(self.busy, dtype=torch.int32, device=torch.cuda.current_device())
+        torch.distributed.all_reduce(busy, torch.distributed.ReduceOp.MAX)
+        return bool(busy)
+
+    def _gathered(self, own: list[Request], count: int) -> list[Request]:
+        """The requests of all shares, in the order of the prompts."""
+        rank, size = self._share
+        if size == 1:
+            return own
+        shares: list[Any] = [None] * size
+        sent = [replace(request, tokenizer=None) for request in own]
+        torch.distributed.all_gather_object(shares, sent, parallel_state.get_data_parallel_group())
+        shares[rank] = own
+        requests = [shares[place % size][place // size] for place in range(count)]
+        for request in requests:
+            request.tokenizer = self.tokenizer
         return requests
 
     def _check(self, prompt: Sequence[int]) -> None:
@@ -240,10 +297,7 @@ class Engine:
             self._requests[id].options.logprobs is not None for id in ids
         ):
             # The engine tells the other stages the tokens, and nothing else.
-            shared = [self._chosen]
-            last = parallel_state.get_pipeline_model_parallel_last_rank()
-            torch.distributed.broadcast_object_list(shared, last, parallel_state.get_pipeline_model_parallel_group())
-            (self._chosen,) = shared
+            self._chosen = ranks.from_last_stage(self._chosen)
         return logits
 
     def _choose_rows(self, logits: Tensor, ids: Sequence[int]) -> None:

@@ -16,6 +16,7 @@ from ascend_patch.checkpoint.layout import Layout
 from ascend_patch.compat.training import initialize as initialize_megatron
 from ascend_patch.data.templates import Template, create_template
 from ascend_patch.data.tokenize import HuggingFaceTokenizer
+from ascend_patch.generation import ranks
 from ascend_patch.generation.errors import GenerationError
 from ascend_patch.pretrain_gpt import model_provider
 
@@ -128,13 +129,13 @@ def _check_layout(folder: Path, args: Any) -> None:
 
 def _on_first_rank(work: Callable[[], Path]) -> Path:
     """What ``work`` returns on rank 0, on all ranks; what it raises there, everywhere."""
-    outcome: list[Any] = [None]
-    if torch.distributed.get_rank() == 0:
+    outcome: Any = None
+    if ranks.first():
         try:
-            outcome = [work()]
+            outcome = work()
         except (GenerationError, CheckpointError) as error:
-            outcome = [error]
-    torch.distributed.broadcast_object_list(outcome)
-    if isinstance(outcome[0], Exception):
-        raise outcome[0]
-    return outcome[0]
+            outcome = error
+    outcome = ranks.broadcast(outcome)
+    if isinstance(outcome, Exception):
+        raise outcome
+    return outcome

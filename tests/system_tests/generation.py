@@ -1,8 +1,8 @@
 """Generation by a Megatron job in any layout.
 
 Run as a script, this is the job: ``generation.py REQUEST FOLDER ARGUMENTS…`` builds the engine with the JSON file
-``REQUEST``'s ``engine`` options, generates each of its ``batches`` (``prompts`` with ``options``), and each rank
-writes what it got to ``FOLDER/RANK.json``.
+``REQUEST``'s ``engine`` options, generates each of its ``batches`` (``prompts`` with ``options``, by beam search those
+with ``beams``), and each rank writes what it got to ``FOLDER/RANK.json``.
 """
 
 import json
@@ -39,7 +39,8 @@ def generate(
     """Run the job; every rank must have the same tokens.
 
     Args:
-        batches: each with ``prompts``, lists of token ids, and ``options`` of ``SamplingOptions``.
+        batches: each with ``prompts``, lists of token ids, and ``options`` of ``SamplingOptions``; with ``beams``, those
+            of ``BeamOptions``, they are searched for.
         flags: for :func:`mixtral.tiny`.
         engine: options of ``Engine``.
 
@@ -88,27 +89,31 @@ def main() -> None:
     request, folder = json.loads(Path(sys.argv.pop(1)).read_text()), Path(sys.argv.pop(1))
 
     from ascend_patch.generation import model
+    from ascend_patch.generation.beam_engine import BeamEngine
+    from ascend_patch.generation.beam_search import BeamOptions
     from ascend_patch.generation.engine import Engine
     from ascend_patch.generation.sampling import SamplingOptions
 
     args = model.initialize()
-    engine = Engine(model.load_model(args), model.load_tokenizer(args), **request["engine"])
-    results = [
-        [
-            {
-                "tokens": one.tokens,
-                "text": one.text,
-                "finish": one.finish,
-                "choices": [asdict(choice) for choice in one.choices],
-            }
-            for one in engine.generate(batch["prompts"], SamplingOptions(**batch["options"]))
-        ]
-        for batch in request["batches"]
-    ]
-    if engine.busy:  # with what ended at a text: a step later it is not there any more
-        engine.step()
-    if engine.busy:
-        raise RuntimeError("the engine goes on with requests that have ended")
+    loaded = (model.load_model(args), model.load_tokenizer(args))
+    engine = Engine(*loaded, **request["engine"])
+    results = []
+    for batch in request["batches"]:
+        if "beams" in batch:
+            engine = BeamEngine(*loaded, BeamOptions(**batch["beams"]), **request["engine"])
+        results.append(
+            [
+                {
+                    "tokens": one.tokens,
+                    "text": one.text,
+                    "finish": one.finish,
+                    "choices": [asdict(choice) for choice in one.choices],
+                }
+                for one in engine.generate(batch["prompts"], SamplingOptions(**batch["options"]))
+            ]
+        )
+        if engine.busy:
+            raise RuntimeError("the engine goes on with requests that have ended")
     (folder / f"{torch.distributed.get_rank()}.json").write_text(json.dumps(results))
 
 
