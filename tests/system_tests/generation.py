@@ -2,7 +2,7 @@
 
 Run as a script, this is the job: ``generation.py REQUEST FOLDER ARGUMENTS…`` builds the engine with the JSON file
 ``REQUEST``'s ``engine`` options, generates each of its ``batches`` (``prompts`` with ``options``, by beam search those
-with ``beams``), and each rank writes what it got to ``FOLDER/RANK.json``.
+with ``beams``), and each rank writes what it got, and how many tokens it has computed, to ``FOLDER/RANK.json``.
 """
 
 import json
@@ -39,23 +39,30 @@ def generate(
     """Run the job; every rank must have the same tokens.
 
     Args:
-        batches: each with ``prompts``, lists of token ids, and ``options`` of ``SamplingOptions``; with ``beams``, those
-            of ``BeamOptions``, they are searched for.
+        batches: each with ``prompts``, lists of token ids, ``options`` of ``SamplingOptions``, and for a search
+            ``beams``, those of ``BeamOptions``.
         flags: for :func:`mixtral.tiny`.
         engine: options of ``Engine``.
 
     Returns:
         For each batch the requests, as dictionaries.
     """
+    return generate_counting(server, batches, flags, processes, **engine)[0]
+
+
+def generate_counting(
+    server: Server, batches: Sequence[dict], flags: dict, processes: int = 1, **engine: object
+) -> tuple[list[list[dict]], list[list[int]]]:
+    """See :func:`generate`; also returns for each rank how many tokens went through its model for each batch."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         request = folder / "request"
         request.write_text(json.dumps({"batches": batches, "engine": {"max_sequence_length": 128} | engine}))
         server.run(Path(__file__), [request, folder, *tiny(**flags)], processes).succeeded()
-        first, *others = [json.loads((folder / f"{rank}.json").read_text()) for rank in range(processes)]
-    for other in others:
-        assert other == first
-    return first
+        found = [json.loads((folder / f"{rank}.json").read_text()) for rank in range(processes)]
+    for other in found:
+        assert other["results"] == found[0]["results"]
+    return found[0]["results"], [one["computed"] for one in found]
 
 
 def transformers_greedy(model: torch.nn.Module, prompt: list[int], tokens: int, **options: object) -> list[int]:
@@ -98,7 +105,10 @@ def main() -> None:
     loaded = (model.load_model(args), model.load_tokenizer(args))
     engine = Engine(*loaded, **request["engine"])
     results = []
+    computed: list[int] = []
+    loaded[0].register_forward_pre_hook(lambda _, inputs: computed.append(computed.pop() + inputs[0].numel()))
     for batch in request["batches"]:
+        computed.append(0)
         if "beams" in batch:
             engine = BeamEngine(*loaded, BeamOptions(**batch["beams"]), **request["engine"])
         results.append(
@@ -114,7 +124,7 @@ def main() -> None:
         )
         if engine.busy:
             raise RuntimeError("the engine goes on with requests that have ended")
-    (folder / f"{torch.distributed.get_rank()}.json").write_text(json.dumps(results))
+    (folder / f"{torch.distributed.get_rank()}.json").write_text(json.dumps({"results": results, "computed": computed}))
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import torch
 
 from ascend_patch.checkpoint.convert import Options, convert
 from tests.system_tests import hugging_face
-from tests.system_tests.generation import SHAPE, check_same, flags, generate, transformers_greedy
+from tests.system_tests.generation import SHAPE, check_same, flags, generate, generate_counting, transformers_greedy
 from tests.system_tests.launcher import Run, train
 from tests.system_tests.megatron_server import Server
 from tests.system_tests.mixtral import EP2, ONE, PP2, TP2_SP
@@ -33,9 +33,9 @@ class Model:
         self.expected = [transformers_greedy(self.model, prompt, TOKENS) for prompt in self.prompts]
         self.flags = flags(shape, self.checkpoint, self.folder)
 
-    def check(self, requests: list[dict]) -> None:
-        """These are the greedy completions of all prompts."""
-        for prompt, request, expected in zip(self.prompts, requests, self.expected, strict=True):
+    def check(self, requests: list[dict], of: slice = slice(None)) -> None:
+        """These are the greedy completions of all prompts, or of some."""
+        for prompt, request, expected in zip(self.prompts[of], requests, self.expected[of], strict=True):
             assert request["finish"] == "length"
             check_same(self.model, prompt, request["tokens"], expected)
 
@@ -103,6 +103,60 @@ def test_repetition_penalty_and_logprobs(mixtral: Model, server: Server) -> None
         assert [choice["logprob"] for choice in request["choices"]] == pytest.approx(wanted, abs=1e-4)
         for i, choice in enumerate(request["choices"]):
             assert [token for token, _ in choice["top"]] == logprobs[len(prompt) - 1 + i].topk(2).indices.tolist()
+
+
+@pytest.mark.parametrize(
+    ("layout", "processes", "size"),
+    [
+        (EP2, 2, 2),
+        (ONE, 2, 2),
+        pytest.param(EP2 | {"moe_token_dispatcher_type": "allgather"}, 2, 1, marks=pytest.mark.slow),
+        pytest.param(PP2 | EP2, 4, 2, marks=pytest.mark.slow),
+        pytest.param(TP2_SP | EP2, 4, 2, marks=pytest.mark.slow),
+    ],
+    ids=["ep2", "dp2", "ep2-allgather", "pp2-ep2", "tp2-ep2"],
+)
+def test_data_parallel_ranks_share_the_prompts(
+    mixtral: Model, server: Server, layout: dict, processes: int, size: int
+) -> None:
+    """Also where some have none, or end before the others; what is drawn is what one rank draws."""
+    greedy = {"prompts": mixtral.prompts[:5], "options": GREEDY}
+    one = {"prompts": mixtral.prompts[3:4], "options": GREEDY}
+    drawn = {"prompts": mixtral.prompts[:7], "options": GREEDY | {"temperature": 0.8, "seed": 5}}
+    batches = [greedy, one, drawn]
+    (first, single, draws), computed = generate_counting(server, batches, mixtral.flags | layout, processes)
+    mixtral.check(first, slice(5))
+    mixtral.check(single, slice(3, 4))
+    ((expected,), ((alone,),)) = generate_counting(server, [drawn], mixtral.flags)
+    same = sum(one["tokens"] == other["tokens"] for one, other in zip(draws, expected, strict=True))
+    assert same >= len(draws) - 1  # see test_batches_do_not_matter
+    if size == 1:
+        assert all(counts[2] == alone for counts in computed)
+    else:
+        assert len({tuple(counts) for counts in computed}) == size
+        assert all(counts[2] < 0.7 * alone for counts in computed)
+
+
+def test_what_is_in_the_cache_is_not_computed_again(server: Server, tmp_path: Path) -> None:
+    """As in a conversation: a prompt, and one that goes on where the first has been answered."""
+    shape = SHAPE | {"max_position_embeddings": 1024}
+    folder = hugging_face.save(hugging_face.random_model(**shape), tmp_path / "hf")
+    checkpoint = convert(Options(folder, tmp_path / "megatron", make_vocab_size_divisible_by=128))
+    options = {"max_new_tokens": 8, "ignore_eos": True}
+    prompt = torch.randint(3, VOCABULARY, (700,)).tolist()
+    turns = [prompt[:550], prompt[:690], prompt[:512], prompt[5:600], prompt]
+    batches = [{"prompts": [turn], "options": options} for turn in turns]
+    job = (batches, flags(shape, checkpoint, folder, seq_length=1024))
+    cached, (counts,) = generate_counting(server, *job, max_sequence_length=800)
+    plain, (all_counts,) = generate_counting(server, *job, max_sequence_length=800, prefix_caching=False)
+    model = hugging_face.load(folder)
+    for turn, (one,), (other,) in zip(turns, cached, plain, strict=True):
+        expected = transformers_greedy(model, turn, 8)
+        check_same(model, turn, one["tokens"], expected)
+        check_same(model, turn, other["tokens"], expected)
+    assert all_counts == [len(turn) + 7 for turn in turns]
+    # Whole blocks of 256 tokens; at least two tokens of a prompt are computed.
+    assert [all - some for all, some in zip(all_counts, counts, strict=True)] == [0, 512, 256, 0, 512]
 
 
 def test_stops_at_a_text(mixtral: Model, server: Server) -> None:
