@@ -23,6 +23,7 @@ from megatron.core.inference.sampling_params import SamplingParams
 from megatron.core.inference.text_generation_controllers.text_generation_controller import TextGenerationController
 from torch import Tensor
 
+from ascend_patch.compat.inference import keeps_prefixes
 from ascend_patch.generation import ranks
 from ascend_patch.generation.errors import GenerationError
 from ascend_patch.generation.sampling import Choice, SamplingOptions, choose
@@ -86,7 +87,8 @@ class Engine:
         max_batch_size: requests that run at once; more of them wait. Rounded up to a multiple of the tensor parallel
             size.
         prompts_at_once: as many prompts of the greatest length are always read in one step, if there is room for them.
-        prefix_caching: what is there in the cache of a prompt's beginning, from other requests, is not computed again.
+        prefix_caching: what is there in the cache of a prompt's beginning, from other requests, is not computed again;
+            on releases that can.
 
     Raises:
         GenerationError: the tokenizer has more tokens than the model.
@@ -117,7 +119,7 @@ class Engine:
             max_requests=self.max_batch_size,
             max_tokens=max(prompts_at_once * max_sequence_length, self.max_batch_size),
             buffer_size_gb=_cache_gib(model_config, max_sequence_length, self.max_batch_size),
-            enable_prefix_caching=prefix_caching,
+            enable_prefix_caching=prefix_caching and keeps_prefixes(),
             prefix_caching_eviction_policy=PrefixCachingEvictionPolicy.LRU,
         )
         # Upstream makes buffers in NVLink's shared memory for experts on several ranks, whatever the dispatcher, unless

@@ -1,6 +1,7 @@
 """A trained model, ready to generate: Megatron-LM's arguments, its checkpoint, this rank's part."""
 
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,7 @@ def load_tokenizer(args: Any) -> Any:
     Raises:
         DataError: there is none, or it cannot be read.
     """
-    return HuggingFaceTokenizer(Path(args.tokenizer_model)).hf
+    return _tokenizer(args.tokenizer_model).hf
 
 
 def load_template(args: Any) -> Template:
@@ -53,7 +54,12 @@ def load_template(args: Any) -> Template:
     Raises:
         DataError: the tokenizer lacks what it needs.
     """
-    return create_template(args.prompt_template, HuggingFaceTokenizer(Path(args.tokenizer_model)))
+    return create_template(args.prompt_template, _tokenizer(args.tokenizer_model))
+
+
+@cache
+def _tokenizer(folder: str) -> HuggingFaceTokenizer:
+    return HuggingFaceTokenizer(Path(folder))
 
 
 def load_model(args: Any, converted: Path | None = None) -> torch.nn.Module:

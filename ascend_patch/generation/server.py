@@ -8,7 +8,7 @@ nothing in it names code, a file or another model.
 import asyncio
 import queue
 import threading
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -72,7 +72,7 @@ class Service:
 
     async def generate(
         self, prompt: Sequence[int], options: SamplingOptions, begins_anew: bool = False
-    ) -> AsyncIterator[Piece]:
+    ) -> AsyncGenerator[Piece]:
         """The pieces of a completion, as :meth:`Engine.submit` makes it. Who stops to iterate does not want the rest.
 
         Raises:

@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from ascend_patch.checkpoint.convert import Options, convert
-from tests.system_tests import hugging_face
-from tests.system_tests.generation import SHAPE, flags, generate
+from tests.system_tests import hugging_face, releases
+from tests.system_tests.generation import SHAPE, generate
+from tests.system_tests.generation import flags as model_flags
 from tests.system_tests.megatron_server import Server
 from tests.system_tests.mixtral import EP2, ONE, PP2, TP2_SP
 
@@ -34,7 +35,7 @@ class Model:
         self.checkpoint = convert(Options(self.folder, folder / "megatron", make_vocab_size_divisible_by=128))
         self.model = hugging_face.load(self.folder)
         self.prompts = [torch.randint(3, hugging_face.VOCABULARY, (n,)).tolist() for n in (1, 9, 30, 4, 250, 17)]
-        self.flags = flags(shape, self.checkpoint, self.folder)
+        self.flags = model_flags(shape, self.checkpoint, self.folder)
 
     def expected(self, prompt: list[int], beams: dict, **options: object) -> list[int]:
         """Of transformers, with the token that ends it."""
@@ -68,11 +69,24 @@ def mixtral(tmp_path_factory: pytest.TempPathFactory) -> Model:
 )
 def test_sequences_are_those_of_transformers(mixtral: Model, server: Server, layout: dict, processes: int) -> None:
     """Six prompts, two groups of beams at once; one completion crosses the blocks of the cache."""
+    check(mixtral, server, mixtral.flags | layout, processes)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("release", [release for release in releases.TRAINABLE if release != releases.INSTALLED])
+def test_other_releases(mixtral: Model, tmp_path: Path, release: str) -> None:
+    """Two data parallel ranks, whose experts step together."""
+    with Server(tmp_path, releases.folder(release)) as server:
+        check(mixtral, server, mixtral.flags | EP2, 2)
+
+
+def check(mixtral: Model, server: Server, flags: dict, processes: int) -> None:
+    """A job's sequences are those of transformers."""
     batches = [
         {"prompts": mixtral.prompts, "options": {"max_new_tokens": TOKENS}, "beams": beams} for beams in SEARCHES
     ]
     batches[0]["options"]["repetition_penalty"] = 1.2
-    results = generate(server, batches, mixtral.flags | layout, processes, max_sequence_length=300)
+    results = generate(server, batches, flags, processes, max_sequence_length=300)
     finishes, others = [], []
     for batch, requests in zip(batches, results, strict=True):
         penalty = batch["options"].get("repetition_penalty", 1.0)

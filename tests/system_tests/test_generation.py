@@ -144,19 +144,24 @@ def test_what_is_in_the_cache_is_not_computed_again(server: Server, tmp_path: Pa
     checkpoint = convert(Options(folder, tmp_path / "megatron", make_vocab_size_divisible_by=128))
     options = {"max_new_tokens": 8, "ignore_eos": True}
     prompt = torch.randint(3, VOCABULARY, (700,)).tolist()
-    turns = [prompt[:550], prompt[:690], prompt[:512], prompt[5:600], prompt]
-    batches = [{"prompts": [turn], "options": options} for turn in turns]
+    turns = [[prompt[:550]], [prompt[:690]], [prompt[:512]], [prompt[5:600]], [prompt]]
+    # Then more than there is room for, those that end together, and the first again.
+    turns += [[prompt[7:], prompt[9:]], [prompt[11:], prompt[13:]], [prompt[11:], prompt[11:690]], [prompt]]
+    batches = [{"prompts": prompts, "options": options} for prompts in turns]
     job = (batches, flags(shape, checkpoint, folder, seq_length=1024))
-    cached, (counts,) = generate_counting(server, *job, max_sequence_length=800)
-    plain, (all_counts,) = generate_counting(server, *job, max_sequence_length=800, prefix_caching=False)
+    sizes = {"max_sequence_length": 800, "max_batch_size": 2}
+    cached, (counts,) = generate_counting(server, *job, **sizes)
+    plain, (all_counts,) = generate_counting(server, *job, **sizes, prefix_caching=False)
     model = hugging_face.load(folder)
-    for turn, (one,), (other,) in zip(turns, cached, plain, strict=True):
-        expected = transformers_greedy(model, turn, 8)
-        check_same(model, turn, one["tokens"], expected)
-        check_same(model, turn, other["tokens"], expected)
-    assert all_counts == [len(turn) + 7 for turn in turns]
+    for prompts, ones, others in zip(turns, cached, plain, strict=True):
+        for turn, one, other in zip(prompts, ones, others, strict=True):
+            expected = transformers_greedy(model, turn, 8)
+            check_same(model, turn, one["tokens"], expected)
+            check_same(model, turn, other["tokens"], expected)
+    assert all_counts == [sum(len(turn) + 7 for turn in prompts) for prompts in turns]
     # Whole blocks of 256 tokens; at least two tokens of a prompt are computed.
-    assert [all - some for all, some in zip(all_counts, counts, strict=True)] == [0, 512, 256, 0, 512]
+    saved = [all - some for all, some in zip(all_counts, counts, strict=True)]
+    assert saved == [0, 512, 256, 0, 512, 0, 0, 1024, 0]
 
 
 def test_stops_at_a_text(mixtral: Model, server: Server) -> None:
