@@ -220,15 +220,32 @@ def test_on_the_npu(tmp_path: Path) -> None:
     checkpoint = convert(Options(folder, tmp_path / "megatron", make_vocab_size_divisible_by=128))
     prompts = [torch.randint(3, VOCABULARY, (length,)).tolist() for length in (1, 30, 9, 150)]
     batch = {"prompts": prompts, "options": {"max_new_tokens": 12, "ignore_eos": True, "logprobs": 0}}
+    search = {"prompts": prompts, "options": {"max_new_tokens": 12, "ignore_eos": True}, "beams": {"num_beams": 3}}
     job = OnNpu(tmp_path / "report")
-    (requests,) = generate(job, [batch], flags(shape, checkpoint, folder, bf16=True), max_sequence_length=200)
+    model_flags = flags(shape, checkpoint, folder, bf16=True)
+    requests, found = generate(job, [batch, search], model_flags, max_sequence_length=200)
     model = hugging_face.load(folder)
     for prompt, request in zip(prompts, requests, strict=True):
         with torch.no_grad():
             logprobs = model(torch.tensor([prompt + request["tokens"]])).logits[0].log_softmax(-1)
         wanted = [float(logprobs[len(prompt) - 1 + i, token]) for i, token in enumerate(request["tokens"])]
         assert [choice["logprob"] for choice in request["choices"]] == pytest.approx(wanted, abs=0.25)
+    for prompt, request in zip(prompts, found, strict=True):
+        expected = model.generate(
+            torch.tensor([prompt]), max_new_tokens=12, num_beams=3, do_sample=False, eos_token_id=None, pad_token_id=0
+        )
+        ours, theirs = (_score(model, prompt, one) for one in (request["tokens"], expected[0, len(prompt) :].tolist()))
+        print(f"log-probability of the best beam: {ours:.3f}, of transformers': {theirs:.3f}")
+        assert len(request["tokens"]) == 12
+        assert ours > theirs - 0.5
     operator = json.loads(job.report.read_text())["operators"]["paged_attention"]
     assert operator["variant"] == "npu"
     assert operator["unsupported"] == {}
     assert all(set(calls) == {"npu"} for calls in operator["calls"].values()), operator
+
+
+def _score(model: torch.nn.Module, prompt: list[int], tokens: list[int]) -> float:
+    """The log-probability of a completion."""
+    with torch.no_grad():
+        logprobs = model(torch.tensor([prompt + tokens])).logits[0].log_softmax(-1)
+    return sum(float(logprobs[len(prompt) - 1 + i, token]) for i, token in enumerate(tokens))
