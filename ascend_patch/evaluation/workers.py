@@ -5,7 +5,6 @@ lm-eval runs on rank 0 only. Nothing has to be the same on all ranks then, and o
 
 from collections import deque
 from collections.abc import Callable, Sequence
-from datetime import timedelta
 from typing import Any, Self
 
 import torch
@@ -17,9 +16,6 @@ from ascend_patch.generation.scoring import Pair, Score, Scorer
 
 Prompt = tuple[Sequence[int], SamplingOptions]
 """Token ids, and how they are gone on with."""
-
-_PATIENCE = timedelta(days=7)
-"""How long the other ranks wait for work: rank 0 prepares the prompts of a whole data set first."""
 
 
 class Workers:
@@ -35,8 +31,8 @@ class Workers:
         self._scorer = scorer
         self._build_engine = build_engine
         self._engine: Engine | None = None
-        # On the host, because the wait is long, and devices' collectives give up before.
-        self._group = torch.distributed.new_group(backend="gloo", timeout=_PATIENCE)
+        # Rank 0 prepares the prompts of a whole data set first.
+        self._group = ranks.patient_group()
         self._together = True
 
     @property

@@ -27,6 +27,7 @@ from ascend_patch.compat.inference import keeps_prefixes
 from ascend_patch.generation import ranks
 from ascend_patch.generation.errors import GenerationError
 from ascend_patch.generation.sampling import Choice, SamplingOptions, choose
+from ascend_patch.generation.shares import Shares
 
 Finish = Literal["stop", "length", "cancelled"]
 
@@ -110,7 +111,7 @@ class Engine:
         self._next = 0
         self._chosen: dict[int, Choice] = {}
         model_config: Any = model.config
-        self._model_config = model_config
+        self._shares = Shares(model_config)
         tensor = model_config.tensor_model_parallel_size
         self.max_batch_size = -(-max_batch_size // tensor) * tensor  # upstream wants whole shares
         config = InferenceConfig(
@@ -203,53 +204,16 @@ class Engine:
         """
         for prompt in prompts:
             self._check(prompt)
-        rank, size = self._share
-        own = [
-            self.submit(prompts[place], replace(options, seed=options.seed + place))
-            for place in range(rank, len(prompts), size)
-        ]
-        while self._any_busy():
+        own = {
+            place: self.submit(prompts[place], replace(options, seed=options.seed + place))
+            for place in self._shares.own(len(prompts))
+        }
+        while self._shares.any_busy(self.busy):
             if not self.busy:
                 Engine._submit(self, *_FILLER)
             self.step()
-        return self._gathered(own, len(prompts))
-
-    @property
-    def _share(self) -> tuple[int, int]:
-        """This rank's place among the ranks that work on different prompts, and their number."""
-        # This dispatcher wants the same number of tokens of every rank.
-        if self._experts_shared and self._model_config.moe_token_dispatcher_type == "allgather":
-            return 0, 1
-        return parallel_state.get_data_parallel_rank(), parallel_state.get_data_parallel_world_size()
-
-    @property
-    def _experts_shared(self) -> bool:
-        """Whether this rank's experts compute for other data parallel ranks too, which then step together."""
-        config = self._model_config
-        expert = config.expert_model_parallel_size * (config.expert_tensor_parallel_size or 1)
-        return expert > config.tensor_model_parallel_size
-
-    def _any_busy(self) -> bool:
-        """Whether this rank has a step to make, or, where they step together, another one."""
-        if not self._experts_shared:
-            return self.busy
-        busy = torch.tensor(self.busy, dtype=torch.int32, device=torch.cuda.current_device())
-        torch.distributed.all_reduce(busy, torch.distributed.ReduceOp.MAX)
-        return bool(busy)
-
-    def _gathered(self, own: list[Request], count: int) -> list[Request]:
-        """The requests of all shares, in the order of the prompts."""
-        rank, size = self._share
-        if size == 1:
-            return own
-        shares: list[Any] = [None] * size
-        sent = [replace(request, tokenizer=None) for request in own]
-        torch.distributed.all_gather_object(shares, sent, parallel_state.get_data_parallel_group())
-        shares[rank] = own
-        requests = [shares[place % size][place // size] for place in range(count)]
-        for request in requests:
-            request.tokenizer = self.tokenizer
-        return requests
+        found = self._shares.gather({place: replace(request, tokenizer=None) for place, request in own.items()})
+        return [replace(request, tokenizer=self.tokenizer) for request in found]
 
     def _check(self, prompt: Sequence[int]) -> None:
         if not prompt:

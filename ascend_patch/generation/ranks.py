@@ -1,5 +1,6 @@
 """What the ranks of a job tell each other, any Python object that can be pickled."""
 
+from datetime import timedelta
 from typing import Any, cast
 
 import torch
@@ -24,6 +25,11 @@ def from_last_stage[T](value: T | None) -> T:
     """``value`` of the last stage of a pipeline, on all of its stages."""
     last = parallel_state.get_pipeline_model_parallel_last_rank()
     return broadcast(value, last, parallel_state.get_pipeline_model_parallel_group())
+
+
+def patient_group() -> Any:
+    """All ranks, on the host, where they may wait for each other for days: devices' collectives give up before."""
+    return torch.distributed.new_group(backend="gloo", timeout=timedelta(days=7))
 
 
 def first() -> bool:
