@@ -180,6 +180,7 @@ def _eventually(call) -> None:
         ({"max_tokens": 0}, "max_tokens: "),
         ({"extra_body": {"lora_path": "/etc/passwd"}}, "lora_path: Extra inputs are not permitted"),
         ({"stop": ["", "x"]}, "stop is"),
+        ({"extra_body": {"num_beams": 2}}, "num_beams: Extra inputs are not permitted"),
     ],
 )
 def test_bad_requests_are_told_what_is_wrong(served: Served, changes: dict, told: str) -> None:
