@@ -11,6 +11,7 @@ from ascend_patch.commands import drift, megatron
 from ascend_patch.commands.local import DEVICES, environment
 from ascend_patch.commands.megatron import Megatron
 from ascend_patch.commands.output import print_json, print_table
+from ascend_patch.compat.upstream import generates
 from ascend_patch.config import Config
 from ascend_patch.engine.apply import check_ids, skip_reason
 from ascend_patch.engine.contract import Contract
@@ -44,11 +45,14 @@ def run(arguments: argparse.Namespace) -> int:
     for row in rows:
         row["run"] = recorded.get((row["id"], row["target"]), []) if arguments.report else None
     if arguments.json:
-        about = {"ascend_patch": __version__, "device": where.device, "megatron": place.version}
+        about: dict[str, Any] = {"ascend_patch": __version__, "device": where.device, "megatron": place.version}
         ran = {"operators": report["operators"]} if arguments.report else {}
+        about["generation"] = generates(place.version)
         print_json(about | {"origin": place.origin, "patches": rows} | ran)
     else:
         print(f"ascend_patch {__version__} · device {where.device} · Megatron-LM {place.version} ({place.origin})")
+        if not generates(place.version):
+            print("Generation and evaluation need Megatron-LM 0.17.1 or newer.")
         print_table(*_table(rows, arguments.report is not None))
         if operators:
             print()

@@ -63,3 +63,17 @@ def require_supported(megatron: Upstream) -> None:
             f"({SUPPORTED}). Use one of them, or see with `ascend-patch drift --megatron {megatron.path}` which "
             "patches would hold and set ASCEND_PATCH_ALLOW_DRIFT=1 to go on regardless."
         )
+
+
+def generates(version: str) -> bool:
+    """Whether the dynamic inference engine of a release can serve :mod:`ascend_patch.generation`."""
+    return Version(version) >= Version("0.17.0")
+
+
+def require_generation(megatron: Upstream) -> None:
+    """Raise :class:`AscendPatchError` unless ``megatron`` :func:`generates`."""
+    if not generates(megatron.version):
+        raise AscendPatchError(
+            f"Megatron-LM {megatron.version} at {megatron.path} cannot generate or evaluate: its inference engine has "
+            "another interface, and its wheel nothing that loads a model. Use a release from 0.17.1 on."
+        )

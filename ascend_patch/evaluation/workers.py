@@ -5,20 +5,17 @@ lm-eval runs on rank 0 only. Nothing has to be the same on all ranks then, and o
 
 from collections import deque
 from collections.abc import Callable, Sequence
-from datetime import timedelta
 from typing import Any, Self
 
 import torch
 
+from ascend_patch.generation import ranks
 from ascend_patch.generation.engine import Engine, Request
 from ascend_patch.generation.sampling import SamplingOptions
 from ascend_patch.generation.scoring import Pair, Score, Scorer
 
 Prompt = tuple[Sequence[int], SamplingOptions]
 """Token ids, and how they are gone on with."""
-
-_PATIENCE = timedelta(days=7)
-"""How long the other ranks wait for work: rank 0 prepares the prompts of a whole data set first."""
 
 
 class Workers:
@@ -34,8 +31,8 @@ class Workers:
         self._scorer = scorer
         self._build_engine = build_engine
         self._engine: Engine | None = None
-        # On the host, because the wait is long, and devices' collectives give up before.
-        self._group = torch.distributed.new_group(backend="gloo", timeout=_PATIENCE)
+        # Rank 0 prepares the prompts of a whole data set first.
+        self._group = ranks.patient_group()
         self._together = True
 
     @property
@@ -73,9 +70,7 @@ class Workers:
         self._together = True
 
     def _exchange(self, asked: tuple[str, Sequence[Any]] | None) -> tuple[str, Sequence[Any]] | None:
-        shared: list[Any] = [asked]
-        torch.distributed.broadcast_object_list(shared, 0, self._group, device=torch.device("cpu"))
-        return shared[0]
+        return ranks.broadcast(asked, group=self._group, device=torch.device("cpu"))
 
     def _compute(self, what: str, requests: Sequence[Any], on_results: Callable[[Any], object]) -> None:
         if what == "score":

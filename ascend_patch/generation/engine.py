@@ -4,7 +4,9 @@ Upstream schedules, batches and keeps the cache. What is added here is the choic
 (:mod:`ascend_patch.generation.sampling`), made where the model hands its logits back to the engine, and the end of a
 request at a text or because nobody wants it any more.
 
-In a job of several ranks every rank calls every method with the same arguments, in the same order.
+In a job of several ranks every rank calls every method with the same arguments, in the same order, and gets the same
+results. :meth:`Engine.generate` shares the prompts out over the data parallel ranks; of requests that are submitted one
+by one, each of these ranks works on all.
 """
 
 import importlib.util
@@ -14,7 +16,7 @@ from typing import Any, Literal
 
 import torch
 from megatron.core import parallel_state
-from megatron.core.inference.config import InferenceConfig
+from megatron.core.inference.config import InferenceConfig, PrefixCachingEvictionPolicy
 from megatron.core.inference.contexts.dynamic_context import DynamicInferenceContext
 from megatron.core.inference.engines.dynamic_engine import DynamicInferenceEngine
 from megatron.core.inference.model_inference_wrappers.gpt.gpt_inference_wrapper import GPTInferenceWrapper
@@ -22,9 +24,12 @@ from megatron.core.inference.sampling_params import SamplingParams
 from megatron.core.inference.text_generation_controllers.text_generation_controller import TextGenerationController
 from torch import Tensor
 
+from ascend_patch.compat.inference import keeps_prefixes
+from ascend_patch.generation import ranks
 from ascend_patch.generation.decoding import shorten
 from ascend_patch.generation.errors import GenerationError
 from ascend_patch.generation.sampling import Choice, SamplingOptions, choose
+from ascend_patch.generation.shares import Shares
 from ascend_patch.ops import registry
 
 Finish = Literal["stop", "length", "cancelled"]
@@ -34,6 +39,9 @@ BLOCK_TOKENS = 256
 
 _TOKENS_OF_A_CHARACTER = 4
 """At most, where a tokenizer falls back to bytes."""
+
+_FILLER = ([0, 0], SamplingOptions(max_new_tokens=1, ignore_eos=True))
+"""A request of a rank that has none: the experts on it are needed by the others."""
 
 
 @dataclass
@@ -82,6 +90,11 @@ class Engine:
         max_sequence_length: tokens of a prompt and its completion together.
         max_batch_size: requests that run at once; more of them wait. Rounded up to a multiple of the tensor parallel
             size.
+        prompts_at_once: as many prompts of the greatest length are always read in one step, if there is room for them.
+        prefix_caching: what is there in the cache of a prompt's beginning, from other requests, is not computed again;
+            on releases that can.
+        small_blocks: the cache has blocks of :data:`BLOCK_TOKENS` tokens, as it has with ``prefix_caching``, even where
+            attention is faster with one block a request.
 
     Raises:
         GenerationError: the tokenizer has more tokens than the model.
@@ -94,6 +107,9 @@ class Engine:
         *,
         max_sequence_length: int,
         max_batch_size: int = 8,
+        prompts_at_once: int = 1,
+        prefix_caching: bool = True,
+        small_blocks: bool = False,
     ) -> None:
         self.tokenizer = tokenizer
         self.max_sequence_length = max_sequence_length
@@ -101,15 +117,19 @@ class Engine:
         self._next = 0
         self._chosen: dict[int, Choice] = {}
         model_config: Any = model.config
+        self._shares = Shares(model_config)
         tensor = model_config.tensor_model_parallel_size
         self.max_batch_size = -(-max_batch_size // tensor) * tensor  # upstream wants whole shares
-        block_tokens = _block_tokens(max_sequence_length)
+        keeps = prefix_caching and keeps_prefixes()
+        self.block_tokens = BLOCK_TOKENS if keeps or small_blocks else _block_tokens(max_sequence_length)
         config = InferenceConfig(
-            block_size_tokens=block_tokens,
+            block_size_tokens=self.block_tokens,
             max_sequence_length=max_sequence_length,
             max_requests=self.max_batch_size,
-            max_tokens=max(max_sequence_length, self.max_batch_size),
-            buffer_size_gb=_cache_gib(model_config, block_tokens, max_sequence_length, self.max_batch_size),
+            max_tokens=max(prompts_at_once * max_sequence_length, self.max_batch_size),
+            buffer_size_gb=_cache_gib(model_config, self.block_tokens, max_sequence_length, self.max_batch_size),
+            enable_prefix_caching=keeps,
+            prefix_caching_eviction_policy=PrefixCachingEvictionPolicy.LRU,
         )
         # Upstream makes buffers in NVLink's shared memory for experts on several ranks, whatever the dispatcher, unless
         # the configuration says otherwise (from 0.18 on). The dispatcher of training is used here.
@@ -136,6 +156,9 @@ class Engine:
             GenerationError: the prompt is empty, too long, or has tokens that the tokenizer does not know.
         """
         self._check(prompt)
+        return self._submit(prompt, options, begins_anew)
+
+    def _submit(self, prompt: Sequence[int], options: SamplingOptions, begins_anew: bool = False) -> Request:
         request = Request(self._next, list(prompt), options, self.tokenizer, begins_anew)
         self._next += 1
         self._requests[request.id] = request
@@ -190,12 +213,16 @@ class Engine:
         """
         for prompt in prompts:
             self._check(prompt)
-        requests = [
-            self.submit(prompt, replace(options, seed=options.seed + place)) for place, prompt in enumerate(prompts)
-        ]
-        while any(request.finish is None for request in requests):
+        own = {
+            place: self.submit(prompts[place], replace(options, seed=options.seed + place))
+            for place in self._shares.own(len(prompts))
+        }
+        while self._shares.any_busy(self.busy):
+            if not self.busy:
+                Engine._submit(self, *_FILLER)
             self.step()
-        return requests
+        found = self._shares.gather({place: replace(request, tokenizer=None) for place, request in own.items()})
+        return [replace(request, tokenizer=self.tokenizer) for request in found]
 
     def _check(self, prompt: Sequence[int]) -> None:
         if not prompt:
@@ -245,10 +272,7 @@ class Engine:
             self._requests[id].options.logprobs is not None for id in ids
         ):
             # The engine tells the other stages the tokens, and nothing else.
-            shared = [self._chosen]
-            last = parallel_state.get_pipeline_model_parallel_last_rank()
-            torch.distributed.broadcast_object_list(shared, last, parallel_state.get_pipeline_model_parallel_group())
-            (self._chosen,) = shared
+            self._chosen = ranks.from_last_stage(self._chosen)
         return logits
 
     def _choose_rows(self, logits: Tensor, ids: Sequence[int]) -> None:

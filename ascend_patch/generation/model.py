@@ -1,6 +1,7 @@
 """A trained model, ready to generate: Megatron-LM's arguments, its checkpoint, this rank's part."""
 
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from ascend_patch.checkpoint.layout import Layout
 from ascend_patch.compat.training import initialize as initialize_megatron
 from ascend_patch.data.templates import Template, create_template
 from ascend_patch.data.tokenize import HuggingFaceTokenizer
+from ascend_patch.generation import ranks
 from ascend_patch.generation.errors import GenerationError
 from ascend_patch.pretrain_gpt import model_provider
 
@@ -43,7 +45,7 @@ def load_tokenizer(args: Any) -> Any:
     Raises:
         DataError: there is none, or it cannot be read.
     """
-    return HuggingFaceTokenizer(Path(args.tokenizer_model)).hf
+    return _tokenizer(args.tokenizer_model).hf
 
 
 def load_template(args: Any) -> Template:
@@ -52,7 +54,12 @@ def load_template(args: Any) -> Template:
     Raises:
         DataError: the tokenizer lacks what it needs.
     """
-    return create_template(args.prompt_template, HuggingFaceTokenizer(Path(args.tokenizer_model)))
+    return create_template(args.prompt_template, _tokenizer(args.tokenizer_model))
+
+
+@cache
+def _tokenizer(folder: str) -> HuggingFaceTokenizer:
+    return HuggingFaceTokenizer(Path(folder))
 
 
 def load_model(args: Any, converted: Path | None = None) -> torch.nn.Module:
@@ -128,13 +135,13 @@ def _check_layout(folder: Path, args: Any) -> None:
 
 def _on_first_rank(work: Callable[[], Path]) -> Path:
     """What ``work`` returns on rank 0, on all ranks; what it raises there, everywhere."""
-    outcome: list[Any] = [None]
-    if torch.distributed.get_rank() == 0:
+    outcome: Any = None
+    if ranks.first():
         try:
-            outcome = [work()]
+            outcome = work()
         except (GenerationError, CheckpointError) as error:
-            outcome = [error]
-    torch.distributed.broadcast_object_list(outcome)
-    if isinstance(outcome[0], Exception):
-        raise outcome[0]
-    return outcome[0]
+            outcome = error
+    outcome = ranks.broadcast(outcome)
+    if isinstance(outcome, Exception):
+        raise outcome
+    return outcome

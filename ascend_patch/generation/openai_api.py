@@ -4,10 +4,11 @@ https://platform.openai.com/docs/api-reference, as far as a text model has it. W
 ignored.
 """
 
+import asyncio
 import json
 import time
 import uuid
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from typing import Annotated, Any, Literal
 
 from fastapi import FastAPI, Request
@@ -24,6 +25,7 @@ from ascend_patch.generation.server import Overloaded, Piece, Service, Stopping
 LARGEST_BODY = 4 << 20
 """Bytes of a request."""
 Text = Annotated[str, Field(max_length=LARGEST_BODY)]
+Pieces = AsyncGenerator[Piece]
 
 
 class Body(BaseModel):
@@ -197,15 +199,18 @@ def create_app(service: Service, template: Template | None, model: str) -> FastA
     async def respond(body: Body, prompt: list[int], logprobs: int | None, answer: Answer, request: Request) -> Any:
         if body.model != model:
             raise GenerationError(f"The model {body.model!r} is not served here; {model!r} is.")
+        if body.n > service.most_requests:
+            raise GenerationError(f"n is {body.n}, allowed: up to {service.most_requests}, the requests at once.")
         room = max(1, service.engine.max_sequence_length - len(prompt))
         chat = isinstance(body, ChatCompletion)
         streams = [service.generate(prompt, options, chat) for options in body.sampling(room, logprobs)]
         if not body.stream:
-            return answer.whole([await _all(stream, request) for stream in streams], len(prompt))
-        # The first piece before the answer's head: what is refused has its own status.
-        first = await anext(streams[0])
+            completions = await _together(streams, lambda stream: _all(stream, request))
+            return answer.whole(completions, len(prompt))
+        # The first pieces before the answer's head: what is refused has its own status.
+        firsts = await _together(streams, anext)
         include_usage = bool((body.stream_options or {}).get("include_usage"))
-        events = _events(first, streams, answer, len(prompt), include_usage)
+        events = _events(firsts, streams, answer, len(prompt), include_usage)
         return StreamingResponse(events, media_type="text/event-stream")
 
     @app.middleware("http")
@@ -229,30 +234,46 @@ def create_app(service: Service, template: Template | None, model: str) -> FastA
     return app
 
 
-async def _all(stream: AsyncIterator[Piece], request: Request) -> list[Piece]:
+async def _together[T](streams: Sequence[Pieces], read: Callable[[Pieces], Awaitable[T]]) -> list[T]:
+    """What ``read`` makes of each of ``streams``, at once. Where one fails nobody wants the others."""
+    tasks = [asyncio.ensure_future(read(stream)) for stream in streams]
+    try:
+        return await asyncio.gather(*tasks)
+    except BaseException:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        for stream in streams:
+            await stream.aclose()
+        raise
+
+
+async def _all(stream: Pieces, request: Request) -> list[Piece]:
     """All pieces, unless the client goes away."""
     pieces = []
     async for piece in stream:
         pieces.append(piece)
         if await request.is_disconnected():
-            await stream.aclose()  # type: ignore[attr-defined]
+            await stream.aclose()
             break
     return pieces
 
 
 async def _events(
-    first: Piece, streams: Sequence[AsyncIterator[Piece]], answer: Answer, prompt_tokens: int, include_usage: bool
+    firsts: Sequence[Piece], streams: Sequence[Pieces], answer: Answer, prompt_tokens: int, include_usage: bool
 ) -> AsyncIterator[str]:
-    """Server-sent events: the choices one after the other, a chunk for each piece."""
+    """Server-sent events: the choices one after the other, a chunk for each piece. All of them are under way."""
     tokens = 0
-    for index, stream in enumerate(streams):
-        piece: Piece | None = first if index == 0 else await anext(stream)
-        head = True
-        while piece is not None:
-            tokens += piece.tokens
-            yield _event(answer.chunk(index, piece, head))
-            head = False
-            piece = await anext(stream, None)
+    try:
+        for index, (first, stream) in enumerate(zip(firsts, streams, strict=True)):
+            piece: Piece | None = first
+            while piece is not None:
+                tokens += piece.tokens
+                yield _event(answer.chunk(index, piece, piece is first))
+                piece = await anext(stream, None)
+    finally:
+        for stream in streams:
+            await stream.aclose()
     if include_usage:
         yield _event(answer.last(prompt_tokens, tokens))
     yield "data: [DONE]\n\n"

@@ -5,11 +5,14 @@ from pathlib import Path
 from typing import Any
 
 from ascend_patch.data.templates import TEMPLATES
+from ascend_patch.generation.beam_engine import BeamEngine
+from ascend_patch.generation.beam_search import BeamOptions
 from ascend_patch.generation.engine import Engine
 from ascend_patch.generation.model import load_model, load_tokenizer
 from ascend_patch.generation.sampling import SamplingOptions
 
 _PLAIN = SamplingOptions()
+_ONE = BeamOptions()
 
 
 def add_sampling_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
@@ -21,6 +24,15 @@ def add_sampling_arguments(parser: argparse.ArgumentParser) -> argparse.Argument
     group.add_argument("--top-p", type=float, default=_PLAIN.top_p, help="1: all tokens")
     group.add_argument("--repetition-penalty", type=float, default=_PLAIN.repetition_penalty, help="1: none")
     group.add_argument("--stop", action="append", metavar="TEXT", help="ends a completion; may be given several times")
+    return parser
+
+
+def add_beam_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    """How completions are searched for; :func:`build_engine` reads it. The names are transformers'."""
+    group = parser.add_argument_group("beam search")
+    group.add_argument("--num-beams", type=int, default=_ONE.num_beams, help="1: no beam search")
+    group.add_argument("--length-penalty", type=float, default=_ONE.length_penalty, help="above 0 favours long ones")
+    group.add_argument("--early-stopping", action="store_true", help="end with as many complete ones as beams")
     return parser
 
 
@@ -58,11 +70,18 @@ def sampling_options(args: Any) -> SamplingOptions:
     )
 
 
-def build_engine(args: Any) -> Engine:
-    """The engine that the arguments ask for. A prompt and its completion have ``--seq-length`` tokens at most."""
-    return Engine(
-        load_model(args, args.converted_dir),
-        load_tokenizer(args),
-        max_sequence_length=args.seq_length,
-        max_batch_size=args.max_batch_size,
-    )
+def build_engine(args: Any, prefix_caching: bool = True) -> Engine:
+    """The engine that the arguments ask for. A prompt and its completion have ``--seq-length`` tokens at most.
+
+    Args:
+        prefix_caching: prompts begin as others did, such as the turns of a conversation.
+    """
+    sizes = {"max_sequence_length": args.seq_length, "max_batch_size": args.max_batch_size}
+    beams = BeamOptions()
+    if "num_beams" in args:
+        beams = BeamOptions(args.num_beams, args.length_penalty, args.early_stopping)
+    if beams.num_beams > 1:
+        beams.check(sampling_options(args))  # before the model, which takes its time
+        return BeamEngine(load_model(args, args.converted_dir), load_tokenizer(args), beams, **sizes)
+    model, tokenizer = load_model(args, args.converted_dir), load_tokenizer(args)
+    return Engine(model, tokenizer, prefix_caching=prefix_caching, **sizes)

@@ -8,12 +8,11 @@ nothing in it names code, a file or another model.
 import asyncio
 import queue
 import threading
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
-
+from ascend_patch.generation import ranks
 from ascend_patch.generation.chat import new_text
 from ascend_patch.generation.engine import Engine, Finish, Request
 from ascend_patch.generation.errors import GenerationError
@@ -73,7 +72,7 @@ class Service:
 
     async def generate(
         self, prompt: Sequence[int], options: SamplingOptions, begins_anew: bool = False
-    ) -> AsyncIterator[Piece]:
+    ) -> AsyncGenerator[Piece]:
         """The pieces of a completion, as :meth:`Engine.submit` makes it. Who stops to iterate does not want the rest.
 
         Raises:
@@ -115,7 +114,7 @@ class Service:
         stopping = False
         try:
             while not stopping or self.engine.busy:
-                for command in _everywhere(self._collect() if _first_rank() else None):
+                for command in ranks.broadcast(self._collect() if ranks.first() else None):
                     if command[0] == "stop":
                         stopping = True
                     else:
@@ -177,16 +176,3 @@ class Service:
             numbers = list(self._jobs)
         for number in numbers:
             self._send(number, Stopping("The server has failed, and says why in its log."))
-
-
-def _first_rank() -> bool:
-    return torch.distributed.get_rank() == 0
-
-
-def _everywhere(commands: list[tuple] | None) -> list[tuple]:
-    """Rank 0's commands, on every rank."""
-    if torch.distributed.get_world_size() == 1:
-        return commands or []
-    box = [commands]
-    torch.distributed.broadcast_object_list(box)
-    return box[0] or []

@@ -35,7 +35,9 @@ def prepare() -> Callable[[dict[str, Any]], dict[str, Any]]:
 
     args = model.initialize()
     tokens = _Tokens(args.vocab_size)
-    engine = Engine(model.load_model(args), tokens, max_sequence_length=length, max_batch_size=batch)
+    engine = Engine(
+        model.load_model(args), tokens, max_sequence_length=length, max_batch_size=batch, prefix_caching=False
+    )
 
     def answer(request: dict[str, Any]) -> dict[str, Any]:
         options = SamplingOptions(max_new_tokens=request["new"], ignore_eos=True)

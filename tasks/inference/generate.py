@@ -12,9 +12,16 @@ from pathlib import Path
 import torch
 
 from ascend_patch.engine.report import write_text
+from ascend_patch.generation import ranks
 from ascend_patch.generation.errors import GenerationError
 from ascend_patch.generation.model import initialize
-from ascend_patch.generation.options import add_engine_arguments, add_sampling_arguments, build_engine, sampling_options
+from ascend_patch.generation.options import (
+    add_beam_arguments,
+    add_engine_arguments,
+    add_sampling_arguments,
+    build_engine,
+    sampling_options,
+)
 
 
 def arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
@@ -24,6 +31,7 @@ def arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
     group.add_argument("--prompts", type=Path, metavar="FILE", help="a prompt a line")
     group.add_argument("--output", type=Path, metavar="FILE", help="write JSON, one object a prompt, instead of text")
     add_sampling_arguments(parser)
+    add_beam_arguments(parser)
     return add_engine_arguments(parser)
 
 
@@ -51,10 +59,10 @@ def main() -> None:
     """See the module's docstring."""
     args = initialize(arguments)
     prompts = read_prompts(args.prompt, args.prompts)
-    engine = build_engine(args)
+    engine = build_engine(args, prefix_caching=False)
     ids = [engine.tokenizer(text)["input_ids"] for text in prompts]
     requests = engine.generate(ids, sampling_options(args))
-    if torch.distributed.get_rank() == 0:
+    if ranks.first():
         results = [
             {"prompt": prompt, "completion": request.text, "tokens": len(request.tokens), "finish": request.finish}
             for prompt, request in zip(prompts, requests, strict=True)

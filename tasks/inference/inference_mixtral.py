@@ -10,6 +10,7 @@ import sys
 
 import torch
 
+from ascend_patch.generation import ranks
 from ascend_patch.generation.chat import Chat, Terminal
 from ascend_patch.generation.errors import GenerationError
 from ascend_patch.generation.model import initialize, load_template
@@ -34,9 +35,9 @@ def main() -> None:
     """See the module's docstring."""
     args = initialize(arguments)
     engine = build_engine(args)
-    terminal = Terminal(sys.stdin, sys.stdout) if torch.distributed.get_rank() == 0 else None
+    terminal = Terminal(sys.stdin, sys.stdout) if ranks.first() else None
     chat = Chat(engine, load_template(args), sampling_options(args), args.system)
-    while (message := shared(terminal.read() if terminal else None)) is not None:
+    while (message := ranks.broadcast(terminal.read() if terminal else None)) is not None:
         if message == "/new":
             chat.clear()
             continue
@@ -50,13 +51,6 @@ def main() -> None:
         if terminal:
             terminal.show("\n")
     torch.distributed.destroy_process_group()
-
-
-def shared(message: str | None) -> str | None:
-    """What rank 0 has read, on every rank."""
-    box = [message]
-    torch.distributed.broadcast_object_list(box)
-    return box[0]
 
 
 if __name__ == "__main__":

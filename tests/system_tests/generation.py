@@ -1,8 +1,8 @@
 """Generation by a Megatron job in any layout.
 
 Run as a script, this is the job: ``generation.py REQUEST FOLDER ARGUMENTS…`` builds the engine with the JSON file
-``REQUEST``'s ``engine`` options, generates each of its ``batches`` (``prompts`` with ``options``), and each rank
-writes what it got to ``FOLDER/RANK.json``.
+``REQUEST``'s ``engine`` options, generates each of its ``batches`` (``prompts`` with ``options``, by beam search those
+with ``beams``), and each rank writes what it got, and how many tokens it has computed, to ``FOLDER/RANK.json``.
 """
 
 import json
@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -34,18 +35,30 @@ def flags(shape: dict, checkpoint: Path, tokenizer: Path, **changes: object) -> 
 
 
 def generate(
-    server: Server, batches: Sequence[dict], flags: dict, processes: int = 1, long_way: bool = False, **engine: object
+    server: Server, batches: Sequence[dict], flags: dict, processes: int = 1, **options: Any
 ) -> list[list[dict]]:
     """Run the job; every rank must have the same tokens.
 
     Args:
-        batches: each with ``prompts``, lists of token ids, and ``options`` of ``SamplingOptions``.
+        batches: each with ``prompts``, lists of token ids, ``options`` of ``SamplingOptions``, and for a search
+            ``beams``, those of ``BeamOptions``.
         flags: for :func:`mixtral.tiny`.
-        long_way: decode with upstream's whole layers.
-        engine: options of ``Engine``.
+        options: see :func:`generate_counting`.
 
     Returns:
         For each batch the requests, as dictionaries.
+    """
+    return generate_counting(server, batches, flags, processes, **options)[0]
+
+
+def generate_counting(
+    server: Server, batches: Sequence[dict], flags: dict, processes: int = 1, long_way: bool = False, **engine: object
+) -> tuple[list[list[dict]], list[list[int]]]:
+    """See :func:`generate`; also returns for each rank how many tokens went through its model for each batch.
+
+    Args:
+        long_way: decode with upstream's whole layers.
+        engine: options of ``Engine``.
     """
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -53,10 +66,10 @@ def generate(
         options = {"max_sequence_length": 128} | engine
         request.write_text(json.dumps({"batches": batches, "long_way": long_way, "engine": options}))
         server.run(Path(__file__), [request, folder, *tiny(**flags)], processes).succeeded()
-        first, *others = [json.loads((folder / f"{rank}.json").read_text()) for rank in range(processes)]
-    for other in others:
-        assert other == first
-    return first
+        found = [json.loads((folder / f"{rank}.json").read_text()) for rank in range(processes)]
+    for other in found:
+        assert other["results"] == found[0]["results"]
+    return found[0]["results"], [one["computed"] for one in found]
 
 
 def transformers_greedy(model: torch.nn.Module, prompt: list[int], tokens: int, **options: object) -> list[int]:
@@ -91,34 +104,40 @@ def main() -> None:
 
     from ascend_patch.generation import engine as engine_module
     from ascend_patch.generation import model
+    from ascend_patch.generation.beam_engine import BeamEngine
+    from ascend_patch.generation.beam_search import BeamOptions
     from ascend_patch.generation.decoding import DecodingLayer
     from ascend_patch.generation.sampling import SamplingOptions
 
     args = model.initialize()
     if request["long_way"]:
         engine_module.shorten = lambda model: None
-    module = model.load_model(args)
-    engine = engine_module.Engine(module, model.load_tokenizer(args), **request["engine"])
-    short = [isinstance(layer, DecodingLayer) for layer in module.decoder.layers]
+    loaded = (model.load_model(args), model.load_tokenizer(args))
+    engine = engine_module.Engine(*loaded, **request["engine"])
+    short = [isinstance(layer, DecodingLayer) for layer in loaded[0].decoder.layers]
     if any(short) if request["long_way"] or args.sequence_parallel else not all(short):
         raise RuntimeError(f"the layers that take the short way: {short}")
-    results = [
-        [
-            {
-                "tokens": one.tokens,
-                "text": one.text,
-                "finish": one.finish,
-                "choices": [asdict(choice) for choice in one.choices],
-            }
-            for one in engine.generate(batch["prompts"], SamplingOptions(**batch["options"]))
-        ]
-        for batch in request["batches"]
-    ]
-    if engine.busy:  # with what ended at a text: a step later it is not there any more
-        engine.step()
-    if engine.busy:
-        raise RuntimeError("the engine goes on with requests that have ended")
-    (folder / f"{torch.distributed.get_rank()}.json").write_text(json.dumps(results))
+    results = []
+    computed: list[int] = []
+    loaded[0].register_forward_pre_hook(lambda _, inputs: computed.append(computed.pop() + inputs[0].numel()))
+    for batch in request["batches"]:
+        computed.append(0)
+        if "beams" in batch:
+            engine = BeamEngine(*loaded, BeamOptions(**batch["beams"]), **request["engine"])
+        results.append(
+            [
+                {
+                    "tokens": one.tokens,
+                    "text": one.text,
+                    "finish": one.finish,
+                    "choices": [asdict(choice) for choice in one.choices],
+                }
+                for one in engine.generate(batch["prompts"], SamplingOptions(**batch["options"]))
+            ]
+        )
+        if engine.busy:
+            raise RuntimeError("the engine goes on with requests that have ended")
+    (folder / f"{torch.distributed.get_rank()}.json").write_text(json.dumps({"results": results, "computed": computed}))
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import torch
 from ascend_patch.checkpoint.convert import Options, convert
 from ascend_patch.checkpoint.keys import Build
 from tests.system_tests import hugging_face, releases
-from tests.system_tests.generation import SHAPE, check_same, flags, generate, transformers_greedy
+from tests.system_tests.generation import SHAPE, check_same, flags, generate, generate_counting, transformers_greedy
 from tests.system_tests.launcher import Run, train
 from tests.system_tests.megatron_server import Server
 from tests.system_tests.mixtral import EP2, ONE, PP2, TP2_SP
@@ -36,9 +36,9 @@ class Model:
         self.expected = [transformers_greedy(self.model, prompt, TOKENS) for prompt in self.prompts]
         self.flags = flags(shape, self.checkpoint, self.folder)
 
-    def check(self, requests: list[dict]) -> None:
-        """These are the greedy completions of all prompts."""
-        for prompt, request, expected in zip(self.prompts, requests, self.expected, strict=True):
+    def check(self, requests: list[dict], of: slice = slice(None)) -> None:
+        """These are the greedy completions of all prompts, or of some."""
+        for prompt, request, expected in zip(self.prompts[of], requests, self.expected[of], strict=True):
             assert request["finish"] == "length"
             check_same(self.model, prompt, request["tokens"], expected)
 
@@ -137,6 +137,65 @@ def test_repetition_penalty_and_logprobs(mixtral: Model, server: Server) -> None
             assert [token for token, _ in choice["top"]] == logprobs[len(prompt) - 1 + i].topk(2).indices.tolist()
 
 
+@pytest.mark.parametrize(
+    ("layout", "processes", "size"),
+    [
+        (EP2, 2, 2),
+        (ONE, 2, 2),
+        pytest.param(EP2 | {"moe_token_dispatcher_type": "allgather"}, 2, 1, marks=pytest.mark.slow),
+        pytest.param(PP2 | EP2, 4, 2, marks=pytest.mark.slow),
+        pytest.param(TP2_SP | EP2, 4, 2, marks=pytest.mark.slow),
+    ],
+    ids=["ep2", "dp2", "ep2-allgather", "pp2-ep2", "tp2-ep2"],
+)
+def test_data_parallel_ranks_share_the_prompts(
+    mixtral: Model, server: Server, layout: dict, processes: int, size: int
+) -> None:
+    """Also where some have none, or end before the others; what is drawn is what one rank draws."""
+    greedy = {"prompts": mixtral.prompts[:5], "options": GREEDY}
+    one = {"prompts": mixtral.prompts[3:4], "options": GREEDY}
+    drawn = {"prompts": mixtral.prompts[:7], "options": GREEDY | {"temperature": 0.8, "seed": 5}}
+    batches = [greedy, one, drawn]
+    (first, single, draws), computed = generate_counting(server, batches, mixtral.flags | layout, processes)
+    mixtral.check(first, slice(5))
+    mixtral.check(single, slice(3, 4))
+    ((expected,), ((alone,),)) = generate_counting(server, [drawn], mixtral.flags)
+    same = sum(one["tokens"] == other["tokens"] for one, other in zip(draws, expected, strict=True))
+    assert same >= len(draws) - 1  # see test_batches_do_not_matter
+    if size == 1:
+        assert all(counts[2] == alone for counts in computed)
+    else:
+        assert len({tuple(counts) for counts in computed}) == size
+        assert all(counts[2] < 0.7 * alone for counts in computed)
+
+
+def test_what_is_in_the_cache_is_not_computed_again(server: Server, tmp_path: Path) -> None:
+    """As in a conversation: a prompt, and one that goes on where the first has been answered."""
+    shape = SHAPE | {"max_position_embeddings": 1024}
+    folder = hugging_face.save(hugging_face.random_model(**shape), tmp_path / "hf")
+    checkpoint = convert(Options(folder, tmp_path / "megatron", make_vocab_size_divisible_by=128))
+    options = {"max_new_tokens": 8, "ignore_eos": True}
+    prompt = torch.randint(3, VOCABULARY, (700,)).tolist()
+    turns = [[prompt[:550]], [prompt[:690]], [prompt[:512]], [prompt[5:600]], [prompt]]
+    # Then more than there is room for, those that end together, and the first again.
+    turns += [[prompt[7:], prompt[9:]], [prompt[11:], prompt[13:]], [prompt[11:], prompt[11:690]], [prompt]]
+    batches = [{"prompts": prompts, "options": options} for prompts in turns]
+    job = (batches, flags(shape, checkpoint, folder, seq_length=1024))
+    sizes = {"max_sequence_length": 800, "max_batch_size": 2}
+    cached, (counts,) = generate_counting(server, *job, **sizes)
+    plain, (all_counts,) = generate_counting(server, *job, **sizes, prefix_caching=False)
+    model = hugging_face.load(folder)
+    for prompts, ones, others in zip(turns, cached, plain, strict=True):
+        for turn, one, other in zip(prompts, ones, others, strict=True):
+            expected = transformers_greedy(model, turn, 8)
+            check_same(model, turn, one["tokens"], expected)
+            check_same(model, turn, other["tokens"], expected)
+    assert all_counts == [sum(len(turn) + 7 for turn in prompts) for prompts in turns]
+    # Whole blocks of 256 tokens; at least two tokens of a prompt are computed.
+    saved = [all - some for all, some in zip(all_counts, counts, strict=True)]
+    assert saved == [0, 512, 256, 0, 512, 0, 0, 1024, 0]
+
+
 def test_stops_at_a_text(mixtral: Model, server: Server) -> None:
     """It ends where the text is complete, and the text is not part of it; the others of the batch go on."""
     batch = {"prompts": mixtral.prompts[:6], "options": {"max_new_tokens": 24, "ignore_eos": True}}
@@ -193,15 +252,32 @@ def test_on_the_npu(tmp_path: Path) -> None:
     checkpoint = convert(Options(folder, tmp_path / "megatron", make_vocab_size_divisible_by=128))
     prompts = [torch.randint(3, VOCABULARY, (length,)).tolist() for length in (1, 30, 9, 150)]
     batch = {"prompts": prompts, "options": {"max_new_tokens": 12, "ignore_eos": True, "logprobs": 0}}
+    search = {"prompts": prompts, "options": {"max_new_tokens": 12, "ignore_eos": True}, "beams": {"num_beams": 3}}
     job = OnNpu(tmp_path / "report")
-    (requests,) = generate(job, [batch], flags(shape, checkpoint, folder, bf16=True), max_sequence_length=200)
+    model_flags = flags(shape, checkpoint, folder, bf16=True)
+    requests, found = generate(job, [batch, search], model_flags, max_sequence_length=200)
     model = hugging_face.load(folder)
     for prompt, request in zip(prompts, requests, strict=True):
         with torch.no_grad():
             logprobs = model(torch.tensor([prompt + request["tokens"]])).logits[0].log_softmax(-1)
         wanted = [float(logprobs[len(prompt) - 1 + i, token]) for i, token in enumerate(request["tokens"])]
         assert [choice["logprob"] for choice in request["choices"]] == pytest.approx(wanted, abs=0.25)
+    for prompt, request in zip(prompts, found, strict=True):
+        expected = model.generate(
+            torch.tensor([prompt]), max_new_tokens=12, num_beams=3, do_sample=False, eos_token_id=None, pad_token_id=0
+        )
+        ours, theirs = (_score(model, prompt, one) for one in (request["tokens"], expected[0, len(prompt) :].tolist()))
+        print(f"log-probability of the best beam: {ours:.3f}, of transformers': {theirs:.3f}")
+        assert len(request["tokens"]) == 12
+        assert ours > theirs - 0.5
     operator = json.loads(job.report.read_text())["operators"]["paged_attention"]
     assert operator["variant"] == "npu"
     assert operator["unsupported"] == {}
     assert all(set(calls) == {"npu"} for calls in operator["calls"].values()), operator
+
+
+def _score(model: torch.nn.Module, prompt: list[int], tokens: list[int]) -> float:
+    """The log-probability of a completion."""
+    with torch.no_grad():
+        logprobs = model(torch.tensor([prompt + tokens])).logits[0].log_softmax(-1)
+    return sum(float(logprobs[len(prompt) - 1 + i, token]) for i, token in enumerate(tokens))

@@ -116,6 +116,26 @@ def test_chat(served: Served) -> None:
     assert "".join(chunk.delta.content for chunk in chunks) == texts[0]
 
 
+def test_choices_at_once(served: Served) -> None:
+    """Several choices are what each is alone, and more than there may be requests are refused."""
+    options = {"model": NAME, "prompt": PROMPT, "max_tokens": 12, "temperature": 0.9}
+    alone = [served.client.completions.create(**options, seed=7 + i).choices[0].text for i in range(3)]
+    whole = served.client.completions.create(**options, seed=7, n=3)
+    assert sum(choice.text == text for choice, text in zip(whole.choices, alone, strict=True)) >= 2
+    texts = ["", "", ""]
+    for piece in served.client.completions.create(**options, seed=7, n=3, stream=True):
+        texts[piece.choices[0].index] += piece.choices[0].text
+    assert sum(text == other for text, other in zip(texts, alone, strict=True)) >= 2  # see test_generation
+    with pytest.raises(openai.BadRequestError, match="n is 7, allowed: up to 6"):
+        served.client.completions.create(**options, n=7)
+    stream = served.client.completions.create(**options | {"max_tokens": LENGTH - 4, "n": 6}, stream=True)
+    next(iter(stream))
+    with pytest.raises(openai.RateLimitError):
+        served.client.completions.create(**options, n=6)
+    stream.close()  # and none of the six is left
+    _eventually(lambda: served.client.completions.create(**options | {"max_tokens": 1}, n=6))
+
+
 def test_many_at_once(served: Served) -> None:
     """Each gets what it gets alone; one more than are allowed is told to wait."""
     alone = [
@@ -163,6 +183,7 @@ def _eventually(call) -> None:
         ({"max_tokens": 0}, "max_tokens: "),
         ({"extra_body": {"lora_path": "/etc/passwd"}}, "lora_path: Extra inputs are not permitted"),
         ({"stop": ["", "x"]}, "stop is"),
+        ({"extra_body": {"num_beams": 2}}, "num_beams: Extra inputs are not permitted"),
     ],
 )
 def test_bad_requests_are_told_what_is_wrong(served: Served, changes: dict, told: str) -> None:

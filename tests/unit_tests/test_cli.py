@@ -18,6 +18,7 @@ from ascend_patch.engine.contract import Contract, default_directory
 from ascend_patch.engine.patch import Outcome
 from ascend_patch.engine.report import write_json
 from ascend_patch.features import PATCHES
+from tests.upstream import location
 
 ROOT = Path(__file__).resolve().parents[2]
 INSTALLED = upstream.locate()
@@ -84,6 +85,15 @@ def test_status_as_a_table(capsys):
     assert out.startswith("ascend_patch ") and f"Megatron-LM {INSTALLED.version}" in out.splitlines()[0]
     for patch in PATCHES:
         assert any(line.startswith(patch.id) and patch.target in line for line in out.splitlines())
+
+
+def test_status_says_which_releases_cannot_generate(capsys):
+    place = str(location("0.16.1"))
+    line = "Generation and evaluation need Megatron-LM 0.17.1 or newer."
+    assert line in run(capsys, "status", "--megatron", place)[1].splitlines()
+    assert read(capsys, "status", "--megatron", place)[1]["generation"] is False
+    assert line not in run(capsys, "status")[1]
+    assert read(capsys, "status")[1]["generation"] is True
 
 
 def test_status_honours_the_off_switch(capsys, monkeypatch):
