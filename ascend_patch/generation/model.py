@@ -1,6 +1,7 @@
 """A trained model, ready to generate: Megatron-LM's arguments, its checkpoint, this rank's part."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -96,7 +97,7 @@ def load_model(args: Any, converted: Path | None = None) -> torch.nn.Module:
         raise GenerationError("Virtual pipeline stages are for training; leave their flags out to generate.")
     base, *adapters = weights_arguments(args)
     for name in adapters:
-        _on_first_rank(lambda name=name: _check_adapters(name, args))
+        _on_first_rank(partial(_check_adapters, name, args))
     found = _on_first_rank(lambda: megatron_checkpoint(Path(getattr(args, base)), converted, args))
     setattr(args, base, str(found))
     model = training.get_model(model_provider, wrap_with_ddp=False)
