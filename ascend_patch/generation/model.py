@@ -66,9 +66,11 @@ def weights_arguments(args: Any) -> list[str]:
     names = ["pretrained_checkpoint" if adapted and args.pretrained_checkpoint else "load"]
     if adapted:
         names.append("load" if args.load and names != ["load"] else "lora_load")
-    for name, what in zip(names, ("the checkpoint whose weights generate", "the adapters"), strict=False):
+    for name, purpose in zip(
+        names, ("names the checkpoint whose weights generate", "names the adapters"), strict=False
+    ):
         if getattr(args, name) is None:
-            raise GenerationError(f"--{name.replace('_', '-')} names {what}; it is missing.")
+            raise GenerationError(f"--{name.replace('_', '-')} {purpose}; it is missing.")
     return names
 
 
