@@ -25,6 +25,7 @@ def messages(counted: dict[str, int], layout: Layout) -> dict[tuple[str, str], i
         "TENSOR_MODEL_PARALLEL_GROUP": ("TP", layout.tp),
         "EXPERT_TENSOR_PARALLEL_GROUP": ("TP", layout.etp),
         "PIPELINE_MODEL_PARALLEL_GROUP": ("PP", layout.pp),
+        "default_pg": ("PP", layout.pp),  # takes the messages of one direction where a pipeline has two ranks
         "EXPERT_MODEL_PARALLEL_GROUP": ("EP", layout.ep),
         "DATA_PARALLEL_GROUP_WITH_CP": ("DP", layout.dp),
         "EXPERT_DATA_PARALLEL_GROUP": ("DP", layout.edp),

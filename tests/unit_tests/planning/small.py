@@ -16,6 +16,7 @@ LAYOUTS = {
     "vpp2": Layout(1, pp=2, vpp=2, micro=2),
     "tp2_ep2": Layout(1, tp=2, ep=2, micro=2),
     "recompute": Layout(2, ep=2, micro=2, recompute=True),
+    "tp2_ep2_etp2_recompute": Layout(2, tp=2, ep=2, etp=2, micro=2, recompute=True),
 }
 
 
