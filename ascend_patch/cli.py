@@ -1,5 +1,5 @@
 """`ascend-patch`: what is patched and why, whether upstream has drifted, what is wrong with this machine,
-and whether two runs agree.
+whether two runs agree, and which layout to train in.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 
 from ascend_patch import __version__
-from ascend_patch.commands import compare, contract, doctor, drift, explain, operators, status, trace
+from ascend_patch.commands import compare, contract, doctor, drift, explain, operators, plan, status, trace
 from ascend_patch.engine.errors import AscendPatchError
 
 _COMMANDS = {
@@ -22,6 +22,7 @@ _COMMANDS = {
     "compare": compare,
     "trace": trace,
     "contract": contract,
+    "plan": plan,
 }
 
 

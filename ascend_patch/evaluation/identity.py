@@ -7,6 +7,7 @@ from typing import Any
 
 from ascend_patch.checkpoint import megatron
 from ascend_patch.data.tokenize import fingerprint
+from ascend_patch.generation.model import weights_arguments
 
 _ARGUMENTS = (
     *("num_layers", "hidden_size", "ffn_hidden_size", "num_attention_heads", "num_query_groups", "kv_channels"),
@@ -28,15 +29,16 @@ def identity(args: Any) -> dict[str, Any]:
     The files of the checkpoint count with their names, sizes and times of change. The layout of the job does not
     count: an evaluation may go on in another.
     """
-    iteration = megatron.find(Path(args.load))
+    iterations = [megatron.find(Path(getattr(args, name))) for name in weights_arguments(args)]
     files = [
         (str(file.relative_to(iteration)), stat.st_size, stat.st_mtime_ns)
+        for iteration in iterations
         for file in sorted(iteration.rglob("*"))
         if file.is_file()
         for stat in [file.stat()]
     ]
     return {
-        "checkpoint": str(iteration),
+        "checkpoint": " ".join(map(str, iterations)),
         "files": hashlib.sha256(json.dumps(files).encode()).hexdigest(),
         "tokenizer": fingerprint(Path(args.tokenizer_model)),
         **{name: _plain(getattr(args, name, None)) for name in _ARGUMENTS},

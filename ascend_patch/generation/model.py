@@ -1,7 +1,7 @@
 """A trained model, ready to generate: Megatron-LM's arguments, its checkpoint, this rank's part."""
 
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +9,7 @@ import torch
 from megatron.core.utils import unwrap_model
 from megatron.training import checkpointing, training
 
-from ascend_patch.checkpoint import manifest, megatron, side_files
+from ascend_patch.checkpoint import manifest, megatron, side_files, torch_dist
 from ascend_patch.checkpoint.convert import Options, convert
 from ascend_patch.checkpoint.errors import CheckpointError
 from ascend_patch.checkpoint.keys import Build
@@ -62,23 +62,52 @@ def _tokenizer(folder: str) -> HuggingFaceTokenizer:
     return HuggingFaceTokenizer(Path(folder))
 
 
+def weights_arguments(args: Any) -> list[str]:
+    """The arguments that name the weights: those of the model, or of its base and then of its adapters.
+
+    Raises:
+        GenerationError: one of them is missing.
+    """
+    adapted = bool(getattr(args, "lora_target_modules", None))
+    names = ["pretrained_checkpoint" if adapted and args.pretrained_checkpoint else "load"]
+    if adapted:
+        names.append("load" if args.load and names != ["load"] else "lora_load")
+    for name, purpose in zip(
+        names, ("names the checkpoint whose weights generate", "names the adapters"), strict=False
+    ):
+        if getattr(args, name) is None:
+            raise GenerationError(f"--{name.replace('_', '-')} {purpose}; it is missing.")
+    return names
+
+
+def model_name(args: Any) -> str:
+    """The name of the folder with the weights, or with the adapters if there are any."""
+    return Path(getattr(args, weights_arguments(args)[-1])).resolve().name
+
+
 def load_model(args: Any, converted: Path | None = None) -> torch.nn.Module:
     """This rank's part of the model with the weights of ``--load``, in eval mode.
 
     ``--load`` names a checkpoint of Megatron-LM, or a model in Hugging Face's format, which is converted first, once.
+    With ``--lora-target-modules`` it names the base of adapters, which are in ``--lora-load``; or, as in training,
+    ``--pretrained-checkpoint`` names the base and ``--load`` the adapters.
 
     Args:
         converted: where the converted weights are kept; by default ``model_weights`` and the model's name.
 
     Raises:
-        GenerationError: there is no ``--load``, or it has another layout, or the model is cut into virtual stages.
+        GenerationError: a checkpoint is not named, not there, or has another layout, or the model is cut into virtual
+            stages.
         CheckpointError: it cannot be converted.
+        AscendPatchError: the adapters are of another base or of another kind.
     """
     if args.virtual_pipeline_model_parallel_size is not None:
         raise GenerationError("Virtual pipeline stages are for training; leave their flags out to generate.")
-    if args.load is None:
-        raise GenerationError("--load names the checkpoint whose weights generate; it is missing.")
-    args.load = str(_on_first_rank(lambda: megatron_checkpoint(Path(args.load), converted, args)))
+    base, *adapters = weights_arguments(args)
+    for name in adapters:
+        _on_first_rank(partial(_check_adapters, name, args))
+    found = _on_first_rank(lambda: megatron_checkpoint(Path(getattr(args, base)), converted, args))
+    setattr(args, base, str(found))
     model = training.get_model(model_provider, wrap_with_ddp=False)
     checkpointing.load_checkpoint(model, None, None)
     (module,) = unwrap_model(model)
@@ -94,6 +123,7 @@ def megatron_checkpoint(folder: Path, converted: Path | None, args: Any) -> Path
     """
     if (folder / megatron.TRACKER).is_file():
         _check_layout(folder, args)
+        _check_whole(folder, args)
         return folder
     if not (folder / side_files.CONFIG).is_file():
         raise GenerationError(
@@ -112,6 +142,17 @@ def megatron_checkpoint(folder: Path, converted: Path | None, args: Any) -> Path
             "(--converted-dir), or remove this one."
         )
     return target
+
+
+def _check_adapters(name: str, args: Any) -> None:
+    """That the folder which the argument ``name`` names is a checkpoint that loads in this job's layout."""
+    folder = Path(getattr(args, name))
+    if not (folder / megatron.TRACKER).is_file():
+        raise GenerationError(
+            f"--{name.replace('_', '-')} {folder} is no checkpoint of adapters (it has no {megatron.TRACKER}). Those "
+            "in PEFT's format are imported by tools/checkpoint/adapter.py."
+        )
+    _check_layout(folder, args)
 
 
 def _check_layout(folder: Path, args: Any) -> None:
@@ -133,7 +174,20 @@ def _check_layout(folder: Path, args: Any) -> None:
         )
 
 
-def _on_first_rank(work: Callable[[], Path]) -> Path:
+def _check_whole(folder: Path, args: Any) -> None:
+    """That what is to be a model is more than adapters."""
+    iteration = megatron.find(folder)
+    if getattr(args, "lora_target_modules", None) or not (iteration / torch_dist.METADATA).is_file():
+        return
+    keys = torch_dist.DistCheckpoint(iteration, trust=True).tensors  # upstream reads it without asking, too
+    if any(".lora." in key for key in keys):
+        raise GenerationError(
+            f"--load {folder} holds adapters without their base. Name that with --pretrained-checkpoint, and give the "
+            "flags that the adapters were trained with: --lora-target-modules, --lora-r, --lora-alpha."
+        )
+
+
+def _on_first_rank[Result](work: Callable[[], Result]) -> Result:
     """What ``work`` returns on rank 0, on all ranks; what it raises there, everywhere."""
     outcome: Any = None
     if ranks.first():

@@ -15,7 +15,6 @@ import torch
 
 from ascend_patch.engine.errors import AscendPatchError
 
-_SETTINGS = {"lora_r": "--lora-r", "lora_alpha": "--lora-alpha", "lora_target_modules": "--lora-target-modules"}
 _BASE = "lora_base"
 """The argument in which the checksum is saved."""
 _SHOWN = 5
@@ -160,12 +159,13 @@ def _check(folder: str, args: Any) -> None:
             f"{folder} holds a whole model, not adapters. With --lora-target-modules, --load and --lora-load name "
             "checkpoints of adapters; the weights of the base belong to --pretrained-checkpoint."
         )
-    for name, flag in _SETTINGS.items():
-        found, wanted = _words(getattr(saved, name)), _words(getattr(args, name))
-        if found != wanted:
+    wanted = _settings(args)
+    for flag, value in _settings(saved).items():
+        if value != wanted[flag]:
             raise AscendPatchError(
-                f"The adapters in {folder} were trained with {flag} {found}, and this run has {flag} {wanted}. Give "
-                "the flags that they were trained with, or another folder."
+                f"The adapters in {folder} were trained with {flag} {value}, and this run has {flag} {wanted[flag]}; "
+                f"its base is {args.pretrained_checkpoint or args.load}. Give the flags that they were trained with, "
+                "or another folder."
             )
     # Adapters that were imported do not know.
     if getattr(saved, _BASE, None) not in (None, getattr(args, _BASE)):
@@ -176,8 +176,21 @@ def _check(folder: str, args: Any) -> None:
         )
 
 
-def _words(value: Any) -> str:
-    return " ".join(sorted(value)) if isinstance(value, list) else str(value)
+def _settings(args: Any) -> dict[str, Any]:
+    """Flags that adapters and the run that loads them must have in common, and their values."""
+    heads = args.num_attention_heads
+    return {
+        "--num-layers": args.num_layers,
+        "--hidden-size": args.hidden_size,
+        "--ffn-hidden-size": getattr(args, "moe_ffn_hidden_size", None) or args.ffn_hidden_size,
+        "--num-attention-heads": heads,
+        "--num-query-groups": args.num_query_groups if args.group_query_attention else heads,
+        "--kv-channels": args.kv_channels,
+        "--num-experts": args.num_experts or 0,
+        "--lora-r": args.lora_r,
+        "--lora-alpha": args.lora_alpha,
+        "--lora-target-modules": " ".join(sorted(args.lora_target_modules)),
+    }
 
 
 def _is_weight(name: str) -> bool:

@@ -8,8 +8,15 @@ DATA_PATH=${DATA_PATH:-./dataset/$MODEL_NAME/alpaca}
 TP=${TP:-2}
 PP=${PP:-2}
 EP=${EP:-2}
+# Instruction data is small: the schedule is that of full fine-tuning, with a larger rate for the few weights that learn.
+GLOBAL_BATCH=${GLOBAL_BATCH:-32}
+TRAIN_ITERS=${TRAIN_ITERS:-500}
 LR=${LR:-1.0e-4}
 MIN_LR=${MIN_LR:-1.0e-5}
+LR_WARMUP_FRACTION=${LR_WARMUP_FRACTION:-0.03}
+SPLIT=${SPLIT:-98,2,0}
+SAVE_INTERVAL=${SAVE_INTERVAL:-100}
+EVAL_INTERVAL=${EVAL_INTERVAL:-50}
 LORA_R=${LORA_R:-16}
 LORA_ALPHA=${LORA_ALPHA:-32}
 LORA_DROPOUT=${LORA_DROPOUT:-0.0}

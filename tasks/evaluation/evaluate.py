@@ -14,7 +14,7 @@ from ascend_patch.evaluation.errors import check_lm_eval
 from ascend_patch.evaluation.identity import identity
 from ascend_patch.evaluation.workers import Workers
 from ascend_patch.generation.engine import Engine
-from ascend_patch.generation.model import initialize, load_model, load_tokenizer
+from ascend_patch.generation.model import initialize, load_model, load_tokenizer, model_name
 from ascend_patch.generation.options import add_engine_arguments
 from ascend_patch.generation.scoring import Scorer
 
@@ -36,7 +36,7 @@ def main() -> None:
     """See the module's docstring."""
     check_lm_eval()
     args = initialize(arguments)
-    output = args.output or Path("evaluation", Path(args.load or "").resolve().name, f"{Path(args.task).stem}.json")
+    output = args.output or Path("evaluation", model_name(args), f"{Path(args.task).stem}.json")
     model, tokenizer = load_model(args, args.converted_dir), load_tokenizer(args)
     sizes: dict[str, Any] = {"batch_size": args.max_batch_size, "max_length": args.seq_length}
     scorer = Scorer(model, len(tokenizer), **sizes)

@@ -9,12 +9,11 @@ import signal
 import socket
 import sys
 import threading
-from pathlib import Path
 
 import torch
 
 from ascend_patch.generation.errors import GenerationError
-from ascend_patch.generation.model import initialize, load_template
+from ascend_patch.generation.model import initialize, load_template, model_name
 from ascend_patch.generation.options import add_engine_arguments, add_template_argument, build_engine
 from ascend_patch.generation.server import Service
 
@@ -24,7 +23,7 @@ def arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
     group = parser.add_argument_group("server")
     group.add_argument("--host", default="127.0.0.1")
     group.add_argument("--port", type=int, default=8000)
-    group.add_argument("--served-model-name", help="default: the name of the folder of --load")
+    group.add_argument("--served-model-name", help="default: the name of the folder of its weights")
     group.add_argument("--max-requests", type=int, default=64, help="under way or waiting; others get status 429")
     add_template_argument(parser)
     return add_engine_arguments(parser)
@@ -55,7 +54,7 @@ def serve(service: Service, args: argparse.Namespace, address: socket.socket) ->
 
     from ascend_patch.generation.openai_api import create_app
 
-    name = args.served_model_name or Path(args.load).resolve().name
+    name = args.served_model_name or model_name(args)
     app = create_app(service, load_template(args), name)
     server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=5))
 

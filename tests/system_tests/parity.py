@@ -1,9 +1,11 @@
 """The same training on two devices: what must agree, and how closely."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
+from types import MappingProxyType
 
 from tests.system_tests.launcher import Run, train
 from tests.system_tests.mixtral import EP2, ONE, PP2, TP2_PP2_EP2, TP2_SP, tiny
@@ -55,11 +57,14 @@ def save_weights(folder: Path, precision: str, **start: object) -> Path:
     return save
 
 
-def train_on(device: str, layout: str, precision: str, weights: Path, **start: object) -> tuple[Run, dict]:
+def train_on(
+    device: str, layout: str, precision: str, weights: Path, changes: Mapping = MappingProxyType({}), **start: object
+) -> tuple[Run, dict]:
     """Train a layout for ten iterations on "cpu" or "npu".
 
     Args:
         weights: from :func:`save_weights`; reports go beside it.
+        changes: further flags, for :func:`mixtral.tiny`.
         start: passed to :func:`launcher.train`.
 
     Returns:
@@ -68,7 +73,7 @@ def train_on(device: str, layout: str, precision: str, weights: Path, **start: o
     processes, flags = LAYOUTS[layout]
     report = weights.parent / f"{device}-{layout}-{precision}.json"
     run = train(
-        tiny(**{**SHAPE, **flags, **PRECISIONS[precision], "load": weights, "finetune": True}),
+        tiny(**{**SHAPE, **flags, **PRECISIONS[precision], "load": weights, "finetune": True, **changes}),
         processes=processes,
         variables={"ASCEND_PATCH_REPORT": str(report), "ASCEND_PATCH_DEVICE": device},
         timeout=500,

@@ -4,8 +4,9 @@ Some of the cases run always; `make test-all` runs every layout on every release
 checkouts with their own `pretrain_gpt.py`.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import pytest
 import torch
@@ -44,6 +45,29 @@ def test_parity_with_the_cpu_device(
     check(layout, precision, tmp_path, compared, release, megatron=releases.folder(release))
 
 
+LORA = {
+    "lora_target_modules": ("linear_qkv", "linear_proj", "linear_fc1", "linear_fc2", "router"),
+    "lr": 3e-3,
+}
+
+
+@pytest.mark.parametrize(
+    ("layout", "precision"),
+    [
+        ("one", "fp32"),
+        pytest.param("one", "bf16", marks=pytest.mark.slow),
+        *(
+            pytest.param(layout, "fp32", marks=pytest.mark.slow)
+            for layout in parity.LAYOUTS
+            if layout not in ("one", "etp2")  # adapters refuse the last
+        ),
+    ],
+)
+def test_adapters(layout: str, precision: str, tmp_path: Path, compared: Compared) -> None:
+    """LoRA: nothing but adapters of attention, experts and routers learns."""
+    check(layout, precision, tmp_path, compared, "LoRA", changes=LORA)
+
+
 @pytest.mark.checkouts
 @pytest.mark.parametrize("precision", parity.PRECISIONS)
 @pytest.mark.parametrize("layout", parity.LAYOUTS)
@@ -52,13 +76,21 @@ def test_checkout(checkout: Path, layout: str, precision: str, tmp_path: Path, c
     check(layout, precision, tmp_path, compared, checkout.name, megatron=checkout, script=checkout / "pretrain_gpt.py")
 
 
-def check(layout: str, precision: str, folder: Path, compared: Compared, release: str, **start: object) -> None:
+def check(
+    layout: str,
+    precision: str,
+    folder: Path,
+    compared: Compared,
+    release: str,
+    changes: Mapping = MappingProxyType({}),
+    **start: object,
+) -> None:
     processes, _ = parity.LAYOUTS[layout]
     if processes > torch.npu.device_count():
         pytest.skip(f"{layout} needs {processes} NPUs, there are {torch.npu.device_count()}")
     weights = parity.save_weights(folder, precision, **start)
-    reference, _ = parity.train_on("cpu", layout, precision, weights, **start)
-    run, report = parity.train_on("npu", layout, precision, weights, **start)
+    reference, _ = parity.train_on("cpu", layout, precision, weights, changes, **start)
+    run, report = parity.train_on("npu", layout, precision, weights, changes, **start)
     what = f"NPU and cpu, {title(parity.LAYOUTS[layout][1])}, {precision}, {release}"
     parity.check_parity(compared, what, ("npu", run), ("cpu", reference), precision)
     parity.check_npu_ran(report)

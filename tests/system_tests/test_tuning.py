@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from ascend_patch.checkpoint import adapters, adapters_merge
 from ascend_patch.run import BUNDLED
 from tests.system_tests import bits, launcher, real_instructions, real_text, tuning
 from tests.system_tests.example import COMMAND as PRETRAIN
@@ -120,6 +121,42 @@ def test_prepared_data(weights: Path, records: Path, tmp_path: Path, options: tu
     data = prepared(records, weights / "huggingface", tmp_path / "alpaca", *options)
     run = tuning.tune(tmp_path / "out", weights, data, TRAIN_ITERS=2, CONVERSATIONS=how).succeeded()
     assert sorted(run.iterations) == [1, 2]
+
+
+# ---- adapters
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("layout", [{"EP": 2}, {"TP": 2, "EP": 1}], ids=["ep2", "tp2"])
+def test_adapters_by_their_script(
+    model: Path, weights: Path, records: Path, tmp_path: Path, compared: Compared, layout: dict
+) -> None:
+    """Two processes, straight from json, all variables of LoRA: resumed as if never stopped, and what is saved is
+    adapters, which merge into a model that has learned."""
+    lora = {
+        "LORA_R": 16,
+        "LORA_ALPHA": 64,
+        "LORA_DROPOUT": 0.1,
+        "LORA_TARGETS": "linear_qkv linear_fc1 linear_fc2 router",
+    }
+    settings = {**RAW, **STEPS, **layout, **lora, "GPUS_PER_NODE": 2, "LR": "1e-2", "MIN_LR": "1e-3"}
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    run = tuning.tune(whole, weights, records, script=tuning.LORA, **settings).succeeded()
+    assert sorted(run.iterations) == [1, 2, 3, 4]
+    tuning.tune(parts, weights, records, "--exit-interval", SAVED, script=tuning.LORA, **settings).succeeded()
+    run = tuning.tune(parts, weights, records, script=tuning.LORA, **settings).succeeded()
+    assert RESUMED in run.output and sorted(run.iterations) == [3, 4]
+    name = " ".join(f"{size}{number}" for size, number in layout.items() if number > 1)
+    compared.differing(
+        f"LoRA by its script resumed, {name}",
+        "tensors and scalars that differ",
+        bits.differing(whole, parts, range(SAVED + 1, LAST + 1)),
+    )
+    found = adapters.read(whole)
+    assert (found.rank, found.alpha, found.dropout) == (16, 64, 0.1)
+    assert set(found.targets) == set(lora["LORA_TARGETS"].split())
+    adapters_merge.merge(found, model, tmp_path / "merged")
+    assert tuning.loss_of_answers(tmp_path / "merged", records) < tuning.loss_of_answers(model, records) - 0.01
 
 
 # ---- 26 arguments

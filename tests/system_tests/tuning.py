@@ -14,6 +14,7 @@ from tests.system_tests import hugging_face, launcher, real_instructions, real_t
 from tests.system_tests.launcher import ROOT, Run, environment, single_process
 
 TUNE = ROOT / "examples" / "mixtral" / "tune_mixtral_8x7b_full_ptd.sh"
+LORA = ROOT / "examples" / "mixtral" / "tune_mixtral_8x7b_lora_ptd.sh"
 POSITIONAL = ROOT / "examples" / "mistral" / "run_mcore_mistral.sh"
 LENGTH = 128
 SIZES = {
@@ -26,7 +27,7 @@ SIZES = {
     "GPUS_PER_NODE": 1,
     "EVAL_ITERS": 0,
 }
-ONE_PROCESS = {"NNODES": 1, "PP": 1, "EP": 1, "SEQ_LENGTH": LENGTH}
+ONE_PROCESS = {"NNODES": 1, "TP": 1, "PP": 1, "EP": 1, "SEQ_LENGTH": LENGTH}
 
 
 def small_model(folder: Path, **changes: object) -> Path:
@@ -72,8 +73,16 @@ def variables(**settings: object) -> dict[str, str]:
     return environment(**{name: str(value) for name, value in {**SIZES, **own, **settings}.items()})
 
 
-def tune(folder: Path, weights: Path, data: object, *flags: object, timeout: float = 240, **settings: object) -> Run:
-    """:data:`TUNE` from ``weights``, with checkpoints and events in ``folder``; it goes on where it saved there."""
+def tune(
+    folder: Path,
+    weights: Path,
+    data: object,
+    *flags: object,
+    script: Path = TUNE,
+    timeout: float = 240,
+    **settings: object,
+) -> Run:
+    """A script from ``weights``, with checkpoints and events in ``folder``; it goes on where it saved there."""
     own = ONE_PROCESS | {
         "TOKENIZER_MODEL": weights / "huggingface",
         "DATA_PATH": data,
@@ -83,7 +92,7 @@ def tune(folder: Path, weights: Path, data: object, *flags: object, timeout: flo
         "TENSORBOARD_DIR": folder / "events",
         "GLOBAL_BATCH": 4,
     }
-    return launcher.run(["bash", str(TUNE), *map(str, flags)], variables(**own | settings), timeout)
+    return launcher.run(["bash", str(script), *map(str, flags)], variables(**own | settings), timeout)
 
 
 def positional(arguments: Sequence[object], *flags: object, **settings: object) -> Run:

@@ -331,7 +331,12 @@ def test_doctor_prints_the_next_step(capsys, monkeypatch):
     assert status == 1 and "ASCEND_PATCH_NONSENSE" in out and "Correct it" in out
 
 
-@pytest.mark.parametrize("command", [["status"], ["explain", PATCHES[0].id], ["drift"], ["operators"], ["doctor"]])
+PLAN = ["plan", "--model", "7b", "--devices", "8"]
+
+
+@pytest.mark.parametrize(
+    "command", [["status"], ["explain", PATCHES[0].id], ["drift"], ["operators"], ["doctor"], PLAN]
+)
 def test_commands_import_neither_torch_nor_megatron(command):
     code = (
         "import sys; from ascend_patch.cli import main; status = main(sys.argv[1:]);"
