@@ -78,6 +78,7 @@ bench: venv
 	@$(PY) -m benchmarks.determinism
 	@$(PY) -m benchmarks.preprocess
 	@$(PY) -m benchmarks.convert
+	@$(PY) -m benchmarks.generate
 
 clean:
 	rm -rf .venv .cache .mypy_cache .ruff_cache .pytest_cache build *.egg-info

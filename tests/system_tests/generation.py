@@ -115,7 +115,8 @@ def main() -> None:
     loaded = (model.load_model(args), model.load_tokenizer(args))
     engine = engine_module.Engine(*loaded, **request["engine"])
     short = [isinstance(layer, DecodingLayer) for layer in loaded[0].decoder.layers]
-    if any(short) if request["long_way"] or args.sequence_parallel else not all(short):
+    adapted = getattr(args, "lora_target_modules", None)
+    if any(short) if request["long_way"] or args.sequence_parallel or adapted else not all(short):
         raise RuntimeError(f"the layers that take the short way: {short}")
     results = []
     computed: list[int] = []
