@@ -1,6 +1,6 @@
 """Attention with what PyTorch has on every device.
 
-On the host :mod:`ascend_patch.ops.attention.blockwise`. Elsewhere, and with dropout, PyTorch's own
+On the host :mod:`ascend_patch.ops.attention.blockwise`; parts everywhere by :mod:`ascend_patch.ops.attention.parts`. Elsewhere, and with dropout, PyTorch's own
 ``scaled_dot_product_attention``, whose flash kernels cover the causal case; there a sliding window costs an
 ``[sq, sk]`` mask, and the backward pass is deterministic under ``torch.use_deterministic_algorithms`` only.
 """
@@ -11,6 +11,9 @@ from torch import Tensor
 from ascend_patch.ops.attention.blockwise import blockwise_attention
 from ascend_patch.ops.attention.masks import visible_keys
 from ascend_patch.ops.attention.packed import by_sequence
+from ascend_patch.ops.attention.parts import attention_backward, attention_forward
+
+__all__ = ["attention", "attention_backward", "attention_forward", "attention_thd"]
 
 
 def attention(
