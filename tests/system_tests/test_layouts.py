@@ -13,7 +13,6 @@ import pytest
 from ascend_patch.checkpoint.convert import Options, convert
 from ascend_patch.run import BUNDLED
 from tests.system_tests import bits, hugging_face, real_text
-from tests.system_tests.launcher import train
 from tests.system_tests.megatron_server import Server
 from tests.system_tests.mixtral import ONE, tiny, title
 from tests.system_tests.parity import LAYOUTS
@@ -30,8 +29,8 @@ SHAPE = hugging_face.MIXTRAL | {
     "num_local_experts": 4,
     "vocab_size": real_text.VOCABULARY,
 }
-CP2 = {"context_parallel_size": 2}
-COMPARED = ("tp2_sp", "ep2", "pp2", "tp2_pp2_ep2")
+COMPARED = ("tp2_sp", "ep2", "pp2", "tp2_pp2_ep2", "cp2", "cp2_a2a", "cp2_allgather", "cp4_a2a_p2p", "cp2_tp2_ep2")
+FAST = ("ep2", "cp2")
 
 Losses = dict[int, float]
 
@@ -67,7 +66,7 @@ def losses(server: Server, weights: Path, tmp_path_factory: pytest.TempPathFacto
 
 
 @pytest.mark.parametrize(
-    "layout", ["ep2", *(pytest.param(name, marks=pytest.mark.slow) for name in COMPARED if name != "ep2")]
+    "layout", [*FAST, *(pytest.param(name, marks=pytest.mark.slow) for name in COMPARED if name not in FAST)]
 )
 def test_layouts_agree(losses: Callable[[str], Losses], compared: Compared, layout: str) -> None:
     alone, together = losses("one"), losses(layout)
@@ -88,9 +87,3 @@ def test_another_initialisation_does_not_agree(losses: Callable[[str], Losses], 
     server.run(BUNDLED, flags(ONE, tmp_path, tmp_path / "none")).succeeded()
     found = bits.numbers(tmp_path / "events", "lm loss")
     assert max(abs(found[i] / loss - 1) for i, loss in losses("one").items()) > ALL
-
-
-def test_context_parallelism_is_refused(weights: Path, tmp_path: Path) -> None:
-    """It cannot be compared: upstream has it in TransformerEngine only, and ascend_patch has none of its own yet."""
-    run = train(flags(CP2, tmp_path, weights), processes=2).failed()
-    assert "--context-parallel-size" in run.paragraphs[0]
