@@ -64,7 +64,10 @@ def title(layout: dict) -> str:
     }
     if "num_layers_per_virtual_pipeline_stage" in layout:
         sizes["vp"] = 2  # stages of each rank, in these tests
-    return " ".join(f"{name.upper()}P{size}" for name, size in sizes.items()) or "one process"
+    names = [f"{name.upper()}P{size}" for name, size in sizes.items()]
+    types = layout.get("cp_comm_type", ())
+    names += [types] if isinstance(types, str) else types
+    return " ".join(names) or "one process"
 
 
 def tiny(**changes: object) -> list[str]:

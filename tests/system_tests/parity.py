@@ -19,16 +19,6 @@ LAYOUTS = {
     "vpp2": (2, PP2 | {"num_layers_per_virtual_pipeline_stage": 1}),
     "tp2_pp2_ep2": (8, TP2_PP2_EP2),
     "cp2": (2, CP2),
-    "cp2_a2a": (2, CP2 | {"cp_comm_type": "a2a"}),
-    "cp2_allgather": (2, CP2 | {"cp_comm_type": "allgather"}),
-    "cp4_a2a_p2p": (
-        4,
-        {
-            "context_parallel_size": 4,
-            "cp_comm_type": "a2a+p2p",
-            "hierarchical_context_parallel_sizes": (2, 2),
-        },
-    ),
     "cp2_tp2_ep2": (4, CP2 | TP2_SP | EP2),
     "etp2": (2, {"expert_tensor_parallel_size": 2}),
     "tp2_ep2_etp1": (2, TP2_SP | EP2 | {"expert_tensor_parallel_size": 1}),

@@ -12,10 +12,9 @@ import pytest
 
 from ascend_patch.checkpoint.convert import Options, convert
 from ascend_patch.run import BUNDLED
-from tests.system_tests import bits, hugging_face, real_text
+from tests.system_tests import bits, hugging_face, parity, real_text
 from tests.system_tests.megatron_server import Server
-from tests.system_tests.mixtral import ONE, tiny, title
-from tests.system_tests.parity import LAYOUTS
+from tests.system_tests.mixtral import CP2, ONE, tiny, title
 from tests.system_tests.report import Compared
 
 pytestmark = [pytest.mark.system, pytest.mark.xdist_group("logits")]  # that of the server
@@ -29,7 +28,20 @@ SHAPE = hugging_face.MIXTRAL | {
     "num_local_experts": 4,
     "vocab_size": real_text.VOCABULARY,
 }
-COMPARED = ("tp2_sp", "ep2", "pp2", "tp2_pp2_ep2", "cp2", "cp2_a2a", "cp2_allgather", "cp4_a2a_p2p", "cp2_tp2_ep2")
+LAYOUTS = parity.LAYOUTS | {
+    "cp2_a2a": (2, CP2 | {"cp_comm_type": "a2a"}),
+    "cp2_allgather": (2, CP2 | {"cp_comm_type": "allgather"}),
+    "cp4_each_layer": (
+        4,
+        {
+            "context_parallel_size": 4,
+            "cp_comm_type": ("p2p", "a2a", "allgather", "a2a+p2p"),
+            "hierarchical_context_parallel_sizes": (2, 2),
+        },
+    ),
+}
+CONTEXT = ("cp2", "cp2_a2a", "cp2_allgather", "cp4_each_layer", "cp2_tp2_ep2")
+COMPARED = ("tp2_sp", "ep2", "pp2", "tp2_pp2_ep2", *CONTEXT)
 FAST = ("ep2", "cp2")
 
 Losses = dict[int, float]
@@ -87,3 +99,11 @@ def test_another_initialisation_does_not_agree(losses: Callable[[str], Losses], 
     server.run(BUNDLED, flags(ONE, tmp_path, tmp_path / "none")).succeeded()
     found = bits.numbers(tmp_path / "events", "lm loss")
     assert max(abs(found[i] / loss - 1) for i, loss in losses("one").items()) > ALL
+
+
+def test_what_cannot_be_split_is_refused(server: Server, weights: Path, tmp_path: Path) -> None:
+    """Every rank fails alike, before it builds the model; one says why."""
+    odd = CP2 | {"seq_length": 30}
+    ended = server.run(BUNDLED, flags(odd, tmp_path, weights), processes=2).failed()
+    (paragraph,) = ended.paragraphs
+    assert "--seq-length 30 with --context-parallel-size 2" in paragraph
