@@ -49,7 +49,8 @@ def heads_attention(
     pieces = Pieces.of(lengths, ranks)
     shared = math.lcm(key.shape[-2], ranks) // key.shape[-2]
     query, key, value = (
-        pieces.to_sequence(_with_fewer_heads(t, group)) for t in (query, _repeated(key, shared), _repeated(value, shared))
+        pieces.to_sequence(_with_fewer_heads(t, group))
+        for t in (query, _repeated(key, shared), _repeated(value, shared))
     )
     if attend is not None:
         output = attend(query, key, value, scale=scale, causal=causal)

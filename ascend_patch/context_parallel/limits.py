@@ -27,8 +27,8 @@ def check_sequence(length: int, ranks: int) -> None:
     """Raise :class:`AscendPatchError` for a sequence that upstream does not cut into equal pieces."""
     if length % (2 * ranks):
         raise AscendPatchError(
-            f"--seq-length {length} with --context-parallel-size {ranks}: each rank gets two pieces, so that the length "
-            f"must be a multiple of {2 * ranks}. Change one of them."
+            f"--seq-length {length} with --context-parallel-size {ranks}: each rank gets two pieces, so that the "
+            f"length must be a multiple of {2 * ranks}. Change one of them."
         )
 
 
@@ -62,8 +62,8 @@ def check_layer(
     """
     if dropout > 0.0:
         raise AscendPatchError(
-            f"--attention-dropout {dropout} was given (0.1 if it was not) with --context-parallel-size {ranks}: dropping "
-            "attention weights of a split sequence is not implemented. Use --attention-dropout 0."
+            f"--attention-dropout {dropout} was given (0.1 if it was not) with --context-parallel-size {ranks}: "
+            "dropping attention weights of a split sequence is not implemented. Use --attention-dropout 0."
         )
     if name == "a2a+p2p":
         check_hierarchy(ranks, hierarchy)

@@ -113,9 +113,9 @@ class _RingAttention(torch.autograd.Function):
                 sums = behind.wait()
             for total, part in zip(sums, parts[1:], strict=True):
                 total[step.keys] += part
-            behind = PassedOn(sums, group)
+            behind = None if last else PassedOn(sums, group)
             if coming is not None:
                 at_hand = coming.wait()
-        # After the last step they are on their way to the rank whose keys these are.
-        grad_key, grad_value = behind.wait()
+        # The next rank is the one whose keys these are.
+        grad_key, grad_value = PassedOn(sums, group).wait()
         return grad_query.to(query.dtype), grad_key.to(key.dtype), grad_value.to(value.dtype), None, None, None

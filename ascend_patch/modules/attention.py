@@ -4,7 +4,9 @@ With context parallelism on :mod:`ascend_patch.context_parallel`.
 """
 
 import copy
+from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 from megatron.core import parallel_state
@@ -43,28 +45,26 @@ class DotProductAttention(UpstreamDotProductAttention):
         self.config = config
         windowed = is_layer_window_attention(config.window_size, config.window_attn_skip_freq, layer_number)
         self.window = config.window_size if windowed else None
-        self.split_attention = None
+        self.split_attention: Callable[..., torch.Tensor] | None = None
         if config.context_parallel_size > 1:
             self._split(limits.communication_type(cp_comm_type), kwargs.get("pg_collection"))
 
     def _split(self, name: str, groups: ProcessGroupCollection | None) -> None:
         """Attention whose sequence is shared by the ranks of the context parallel group."""
         whole = groups.cp if groups is not None else parallel_state.get_context_parallel_group()
-        levels = None
-        if name == "a2a+p2p":
-            levels = parallel_state.get_hierarchical_context_parallel_groups(check_initialized=False)
+        levels = parallel_state.get_hierarchical_context_parallel_groups(check_initialized=False) or []
         limits.check_layer(
             name,
             whole.size(),
-            levels and [group.size() for group in levels],
+            [group.size() for group in levels] or None,
             self.num_attention_heads_per_partition,
             windowed=self.window is not None,
             dropout=self.attention_dropout.p,
         )
         if self.config.softmax_type != "vanilla":
             raise AscendPatchError(
-                f"--softmax-type {self.config.softmax_type} was given with --context-parallel-size {whole.size()}, which "
-                "takes vanilla only."
+                f"--softmax-type {self.config.softmax_type} was given with --context-parallel-size {whole.size()}, "
+                "which takes vanilla only."
             )
         self.cp_comm_type = name
         if name == "p2p":
@@ -100,7 +100,8 @@ class DotProductAttention(UpstreamDotProductAttention):
             )
         causal = (attn_mask_type or self.attn_mask_type) in CAUSAL
         if self.split_attention is not None:
-            return self._of_a_split_sequence(query, key, value, attention_mask, causal, packed_seq_params)
+            options = self._options_of_a_split_sequence(attention_mask, causal, packed_seq_params)
+            return self.split_attention(query, key, value, **options)
         options = {
             "scale": self.softmax_scale,
             "causal": causal,
@@ -122,21 +123,15 @@ class DotProductAttention(UpstreamDotProductAttention):
             options |= {"mask": attention_mask, "causal": False}
         return self._with_dropout_state(attention, query, key, value, **options)
 
-    def _of_a_split_sequence(
-        self,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        attention_mask: torch.Tensor | None,
-        causal: bool,
-        packed: PackedSeqParams | None,
-    ) -> torch.Tensor:
+    def _options_of_a_split_sequence(
+        self, attention_mask: torch.Tensor | None, causal: bool, packed: PackedSeqParams | None
+    ) -> dict[str, Any]:
         if attention_mask is not None and (self.uses_mask or not causal):
             raise AscendPatchError(
                 "An attention mask of sequence x sequence cannot be honoured with --context-parallel-size above 1. Use "
                 "--no-create-attention-mask-in-dataloader: causal attention needs none."
             )
-        options = {"scale": self.softmax_scale, "causal": causal}
+        options: dict[str, Any] = {"scale": self.softmax_scale, "causal": causal}
         if packed is not None:
             limits.check_packed(self.cp_comm_type)
             if getattr(packed, "local_cp_size", None) is not None:
@@ -147,7 +142,7 @@ class DotProductAttention(UpstreamDotProductAttention):
             # Padding stands at the end of a sequence, where causal attention does not meet it.
             padded = packed.cu_seqlens_q_padded
             options["cu_seqlens"] = host_list(packed.cu_seqlens_q if padded is None else padded)
-        return self.split_attention(query, key, value, **options)
+        return options
 
     def _with_dropout_state(self, function, *args, **kwargs) -> torch.Tensor:
         if kwargs["dropout_p"] == 0.0 or self.config.sequence_parallel:

@@ -1,4 +1,4 @@
-"""Attention over blocks of queries, for the host.
+"""Attention over blocks of queries, made for the host.
 
 PyTorch's flash kernel for the CPU spends most of its time outside matrix multiplication, and cannot group
 queries or slide a window. Here each block of queries meets only the keys that it may see, so neither an
@@ -19,6 +19,8 @@ from ascend_patch.ops.numerics import accumulation_dtype
 
 _BLOCK_SCORES = 2**20
 """How many scores are computed at a time: they should stay in the cache from one product to the next."""
+_DEVICE_BLOCK_SCORES = 2**25
+"""The same on a device, where it bounds memory."""
 _LEAST_QUERIES = 16
 """Queries in a block even if its scores then exceed the cache; products with fewer rows are slow."""
 
@@ -64,6 +66,7 @@ class Scores:
         self.sk, _, self.groups, _ = key.shape
         self.repeats = heads // self.groups
         self.scale = scale
+        self.block_scores = _BLOCK_SCORES if query.device.type == "cpu" else _DEVICE_BLOCK_SCORES
         self.low, self.high = visible_range(self.sq, self.sk, causal, window)
         self.mask = None
         if mask is not None:
@@ -74,7 +77,7 @@ class Scores:
     def blocks(self) -> Iterator[Block]:
         keys_seen = min(self.sk, self.high - self.low + 1)
         row_scores = self.batch * self.groups * self.repeats * keys_seen
-        step = max(_LEAST_QUERIES, _BLOCK_SCORES // max(1, row_scores))
+        step = max(_LEAST_QUERIES, self.block_scores // max(1, row_scores))
         for first in range(0, self.sq, step):
             end = min(first + step, self.sq)
             keys = slice(max(0, first + self.low), min(self.sk, end + self.high))
@@ -134,9 +137,7 @@ class _BlockwiseAttention(torch.autograd.Function):
         output = query.new_zeros(scores.sq, scores.batch * scores.groups, scores.repeats * value.shape[3])
         for block in scores.blocks():
             weights = scores.weights(query_rows, key_rows, block)
-            output[block.first : block.end] = query_major(
-                torch.bmm(weights, value_rows[:, block.keys]), scores.repeats
-            )
+            output[block.first : block.end] = query_major(torch.bmm(weights, value_rows[:, block.keys]), scores.repeats)
         ctx.save_for_backward(query_rows, key_rows, value_rows)
         ctx.scores = scores
         return output.view(scores.sq, scores.batch, heads * value.shape[3])

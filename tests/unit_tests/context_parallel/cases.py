@@ -72,9 +72,10 @@ class Groups:
     """The process groups of the first ranks; made once, by every rank alike."""
 
     def __init__(self) -> None:
-        sizes = {case.ranks for case in CASES.values()}
+        cases = [case for case in CASES.values() if case.ranks <= dist.get_world_size()]
+        sizes = {case.ranks for case in cases}
         self.of_size = {size: dist.new_group(range(size)) for size in sorted(sizes)}
-        hierarchies = {case.hierarchy for case in CASES.values() if case.hierarchy is not None}
+        hierarchies = {case.hierarchy for case in cases if case.hierarchy is not None}
         self.levels: dict[tuple[int, int], list[dist.ProcessGroup]] = {}
         for inner, outer in sorted(hierarchies):
             low = [dist.new_group(range(i * inner, (i + 1) * inner)) for i in range(outer)]

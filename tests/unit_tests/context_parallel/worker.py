@@ -1,6 +1,7 @@
 """Every case in a group of processes: ``worker.py DEVICE SIZE FOLDER SEED``.
 
-Imports torch once and forks. Each rank leaves ``rank<R>.json`` in the folder: name of the case -> None or its traceback.
+Imports torch once and forks. Each rank leaves ``rank<R>.json`` in the folder: name of the case -> None or its
+traceback.
 After an error, unlike a wrong result, the ranks may be out of step, so that what follows is not run.
 """
 
