@@ -111,9 +111,16 @@ def attention_forward(
     query: Tensor, key: Tensor, value: Tensor, *, scale: float, causal: bool
 ) -> tuple[Tensor, Tensor]:
     """See :func:`ascend_patch.ops.attention.attention_forward`."""
-    options = _part(query, key, value, causal)
-    flat = (t.flatten(2) for t in (query, key, value))
-    output, maximum, total, *_ = torch_npu.npu_fusion_attention(*flat, query.shape[2], "SBH", scale=scale, **options)
+    _check_part(query, key, value)
+    output, maximum, total, *_ = torch_npu.npu_fusion_attention(
+        query.flatten(2),
+        key.flatten(2),
+        value.flatten(2),
+        query.shape[2],
+        "SBH",
+        scale=scale,
+        **_masking(query.device, *_limits(causal, None, query.shape[0], key.shape[0])),
+    )
     # [b, np, sq, 8], eight times the same
     return output, maximum[..., 0] + total[..., 0].log()
 
@@ -135,10 +142,12 @@ def attention_backward(
     The operator divides ``exp(score - softmax_max)`` by ``softmax_sum``: the log-sum-exp takes the place of the
     maximum beside a sum of one.
     """
-    options = _part(query, key, value, causal)
+    _check_part(query, key, value)
     maximum = lse.unsqueeze(-1).expand(*lse.shape, _STATISTIC_REPEATS).contiguous()
     grads = torch_npu.npu_fusion_attention_grad(
-        *(t.flatten(2) for t in (query, key, value)),
+        query.flatten(2),
+        key.flatten(2),
+        value.flatten(2),
         grad_output,
         query.shape[2],
         "SBH",
@@ -146,7 +155,7 @@ def attention_backward(
         softmax_sum=torch.ones_like(maximum),
         attention_in=output,
         scale_value=scale,
-        **options,
+        **_masking(query.device, *_limits(causal, None, query.shape[0], key.shape[0])),
     )
     grad_query, grad_key, grad_value = (
         grad.view(t.shape) for grad, t in zip(grads[:3], (query, key, value), strict=True)
@@ -154,11 +163,10 @@ def attention_backward(
     return grad_query, grad_key, grad_value
 
 
-def _part(query: Tensor, key: Tensor, value: Tensor, causal: bool) -> dict[str, Any]:
+def _check_part(query: Tensor, key: Tensor, value: Tensor) -> None:
     _check(query, key, value, dropout_p=0.0)
     if 0 in query.shape[:2]:
         raise Unsupported(f"an empty sequence or batch; {_OPERATOR} takes at least one token")
-    return _masking(query.device, *_limits(causal, None, query.shape[0], key.shape[0]))
 
 
 def _first(t: Tensor, rows: int) -> Tensor:
