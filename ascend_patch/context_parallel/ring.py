@@ -74,7 +74,7 @@ class _RingAttention(torch.autograd.Function):
                 before = lse[..., step.queries]
                 # The part's share of the sum of exponentials, [s, b, np, 1].
                 share = torch.sigmoid(part_lse - before).permute(2, 0, 1).unsqueeze(-1)
-                output[step.queries] = torch.lerp(output[step.queries], part, share)
+                output[step.queries].lerp_(part, share)
                 lse[..., step.queries] = torch.logaddexp(before, part_lse)
             if coming is not None:
                 at_hand = coming.wait()
