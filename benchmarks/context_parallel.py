@@ -1,6 +1,6 @@
 """``python -m benchmarks.context_parallel``: what context parallelism leaves of attention's memory on each rank.
 
-Forward and backward of causal attention in bfloat16 with the ratio of Mixtral's heads, at reduced width, for several
+Forward and backward of causal attention in bfloat16 with the ratio of Mixtral's heads, a quarter of them, for several
 lengths and numbers of ranks. Counted on the simulated device is what torch_npu's allocator hands out at most, inputs
 and gradients included, but for the mask that all layers share; what an operator of a real NPU needs for itself is not
 in it.

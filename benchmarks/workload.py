@@ -70,5 +70,5 @@ class RandomTokens(Dataset):
         }
 
 
-ATTENTION_HEADS = (32, 8, 16)
-"""Query heads, key heads and head size of attention alone: Mixtral's at an eighth of the width."""
+ATTENTION_HEADS = (8, 2, 128)
+"""Query heads, key heads and head size of attention alone: a quarter of Mixtral 8x7B's heads."""

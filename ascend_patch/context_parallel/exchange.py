@@ -31,7 +31,7 @@ class PassedOn:
     def __init__(self, tensors: Sequence[Tensor], group: dist.ProcessGroup) -> None:
         following = dist.get_global_rank(group, (group.rank() + 1) % group.size())
         previous = dist.get_global_rank(group, (group.rank() - 1) % group.size())
-        self._sent = tensors  # alive until they have left
+        self._sent: Sequence[Tensor] = tensors  # alive until they have left
         self._received = [torch.empty_like(t) for t in tensors]
         sends = [dist.P2POp(dist.isend, t, following, group) for t in tensors]
         receives = [dist.P2POp(dist.irecv, t, previous, group) for t in self._received]
@@ -41,6 +41,7 @@ class PassedOn:
         """What the previous rank passed on."""
         for work in self._works:
             work.wait()
+        self._sent = ()
         return self._received
 
 

@@ -39,8 +39,10 @@ def gathered_attention(
         ``[s / ranks, b, np * hn]``, without ``b`` if packed.
 
     Raises:
-        ValueError: a sequence cannot be cut into pieces of equal length.
+        ValueError: a sequence cannot be cut into pieces of equal length, or a window is not causal.
     """
+    if window is not None and not causal:
+        raise ValueError(f"gathered_attention: the window {window} needs causal attention.")
     ranks, rank = group.size(), group.rank()
     lengths = [query.shape[0] * ranks] if cu_seqlens is None else [end - start for start, end in pairwise(cu_seqlens)]
     pieces = Pieces.of(lengths, ranks)

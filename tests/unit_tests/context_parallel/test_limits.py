@@ -42,6 +42,8 @@ def arguments(**changes):
         {"transformer_impl": "local", "create_attention_mask_in_dataloader": False},
         {"num_attention_heads": 5, "context_parallel_size": 4},
         {"seq_length": None},
+        {"num_layers": None},
+        {"num_attention_heads": None},
     ],
 )
 def test_taken(changes):
