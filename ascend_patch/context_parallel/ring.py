@@ -76,6 +76,7 @@ class _RingAttention(torch.autograd.Function):
                 share = torch.sigmoid(part_lse - before).permute(2, 0, 1).unsqueeze(-1)
                 output[step.queries].lerp_(part, share)
                 lse[..., step.queries] = torch.logaddexp(before, part_lse)
+            del part  # before the next one is made
             if coming is not None:
                 at_hand = coming.wait()
         result = output.flatten(2).to(query.dtype)
@@ -113,6 +114,7 @@ class _RingAttention(torch.autograd.Function):
                 sums = behind.wait()
             for total, part in zip(sums, parts[1:], strict=True):
                 total[step.keys] += part
+            del parts, part  # before the next ones are made
             behind = None if last else PassedOn(sums, group)
             if coming is not None:
                 at_hand = coming.wait()
