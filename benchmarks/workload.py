@@ -69,3 +69,7 @@ class RandomTokens(Dataset):
             "position_ids": torch.arange(self._model.seq_length),
             "loss_mask": torch.ones(self._model.seq_length),
         }
+
+
+ATTENTION_HEADS = (8, 2, 128)
+"""Query heads, key heads and head size of attention alone: a quarter of Mixtral 8x7B's heads."""

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from functools import partial, wraps
 from typing import Any
 
+from ascend_patch.engine.errors import AscendPatchError
 from ascend_patch.engine.patch import Environment, Patch
 
 
@@ -50,6 +51,10 @@ def initialize_attention_state(original: Callable) -> Callable:
 
     @wraps(original)
     def begin_step(self, *args, **kwargs):
+        from megatron.core import parallel_state
+
+        if parallel_state.get_context_parallel_world_size() > 1:
+            raise AscendPatchError("Generation needs whole sequences; leave --context-parallel-size at 1.")
         _lengths.clear()
         return original(self, *args, **kwargs)
 

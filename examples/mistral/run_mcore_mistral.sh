@@ -251,7 +251,7 @@ became() {
     echo "--$PRECISION ${PRECISION_ARGS[*]}"
     echo "--tensor-model-parallel-size $TP"
     echo "--pipeline-model-parallel-size $PP"
-    echo "--context-parallel-size $CP"
+    echo "--context-parallel-size $CP ${CONTEXT_ARGS[*]}"
     if [[ $MODEL_SIZE == 7B ]]; then echo "nothing: no experts"; else echo "--expert-model-parallel-size $EP"; fi
     if [[ $SP == true && $TP == 1 ]]; then echo "nothing: TP is 1"; else either "$SP" --sequence-parallel; fi
     either "$DO" "--use-distributed-optimizer --overlap-param-gather"

@@ -23,7 +23,7 @@ PARSED = (
     *("rotary_base", "seq_length", "global_batch_size", "micro_batch_size", "add_bias_linear", "normalization"),
     *("swiglu", "num_query_groups", "lr", "min_lr", "train_iters", "lr_warmup_iters", "save_interval", "sft", "fp16"),
     *("train_data_path", "valid_data_path", "pretrained_checkpoint", "save", "load", "recompute_granularity"),
-    *("recompute_method", "recompute_num_layers", "cpu_offloading_num_layers", "optimizer_cpu_offload"),
+    *("cp_comm_type", "recompute_method", "recompute_num_layers", "cpu_offloading_num_layers", "optimizer_cpu_offload"),
 )
 
 
