@@ -26,7 +26,7 @@ from ascend_patch.ops.rotary import apply_rotary
 from ascend_patch.ops.swiglu import swiglu
 
 
-def shorten(model: torch.nn.Module) -> None:
+def shorten(model: Any) -> None:
     """Let the plain layers of a model that generates take the short way when they decode; they stay where they are."""
     if model.position_embedding_type != "rope":
         return
@@ -36,7 +36,7 @@ def shorten(model: torch.nn.Module) -> None:
             layers[index] = DecodingLayer(layer)
 
 
-def is_plain(layer: torch.nn.Module) -> bool:
+def is_plain(layer: Any) -> bool:
     """Whether :class:`DecodingLayer` computes all that this layer does."""
     if type(layer) is not TransformerLayer or type(layer.self_attention) is not SelfAttention:
         return False
@@ -58,7 +58,7 @@ def is_plain(layer: torch.nn.Module) -> bool:
     )
 
 
-def has_plain_experts(mlp: torch.nn.Module) -> bool:
+def has_plain_experts(mlp: Any) -> bool:
     """Whether ``mlp`` is experts that are all on this rank, and :class:`DecodingLayer` computes all that they do."""
     if type(mlp) is not MoELayer or type(mlp.experts) is not TEGroupedMLP:
         return False
