@@ -59,11 +59,10 @@ _FORMULAS = """\
 ## What was checked
 
 Tests hold the formulas against counts. The weights of each rank are those of `ascend_patch/checkpoint/`, exactly. Small
-trainings on the simulated NPU (`tests/system_tests/test_planning.py`: one process, TP2, EP2, PP2, virtual stages, TP2
-EP2 with the experts whole and split, recomputation, a dense model) may differ by 5 % in activations, peak memory and
-the bytes of messages of each kind and operation, and by 0.1 % in weights, gradients and optimizer. One run found 3.9 %
-at most in peak memory, and messages equal. Context parallelism was not counted: it is refused
-([README](../README.md), Limits).
+trainings on the simulated NPU (`tests/system_tests/test_planning.py`: one process, TP2, EP2, PP2, CP2, virtual stages,
+TP2 EP2 with the experts whole and split, CP2 TP2 EP2, recomputation, a dense model) may differ by 5 % in activations,
+peak memory and the bytes of messages of each kind and operation, and by 0.1 % in weights, gradients and optimizer. One
+run found 3.9 % at most in peak memory, and messages equal.
 """
 
 

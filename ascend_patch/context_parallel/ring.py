@@ -60,7 +60,9 @@ class _RingAttention(torch.autograd.Function):
         ctx: Any, query: Tensor, key: Tensor, value: Tensor, group: dist.ProcessGroup, scale: float, causal: bool
     ) -> Tensor:
         by_head = (query.shape[2], value.shape[3])
-        at_hand = [key.contiguous(), value.contiguous()]
+        # What is kept for the backward pass is no view of a larger tensor.
+        query, key, value = (t.contiguous() for t in (query, key, value))
+        at_hand = [key, value]
         for i in range(group.size()):
             last = i + 1 == group.size()
             coming = None if last else PassedOn(at_hand, group)
@@ -90,7 +92,7 @@ class _RingAttention(torch.autograd.Function):
         query, key, value, output, lse = ctx.saved_tensors
         group = ctx.group
         dtype = accumulation_dtype(query.dtype)
-        at_hand = [key.contiguous(), value.contiguous()]
+        at_hand = [key, value]
         grad_query = torch.zeros_like(query, dtype=dtype)
         sums = [torch.zeros_like(t, dtype=dtype) for t in at_hand]
         behind = None

@@ -115,12 +115,15 @@ def _pipeline(training: Training, layout: Layout, stage: int) -> Iterator[Traffi
 
 
 def _context(training: Training, layout: Layout) -> Iterator[Traffic]:
-    """Keys and values around a ring, in the backward pass with their gradients (Liu et al., "Ring Attention", 2023)."""
+    """Keys and values around a ring, in the backward pass with their gradients (Liu et al., "Ring Attention", 2023).
+
+    The gradients are float32, and go once more: to the rank whose keys these are.
+    """
     model = training.model
     tokens, _, passes = _own(training, layout)
     keys_and_values = 2 * _BF16 * tokens * model.groups * model.head_dim
-    rounds = passes * (layout.cp - 1) * (3 + layout.recompute)
-    yield Traffic("CP", "send", layout.cp, rounds * keys_and_values, layout.tp * layout.cp)
+    rounds = (2 + layout.recompute) * (layout.cp - 1) + _FP32 // _BF16 * layout.cp
+    yield Traffic("CP", "send", layout.cp, passes * rounds * keys_and_values, layout.tp * layout.cp)
 
 
 def _data(training: Training, layout: Layout, stage: int) -> Iterator[Traffic]:

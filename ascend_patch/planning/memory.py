@@ -76,7 +76,8 @@ def layer_activations(training: Training, layout: Layout) -> int:
     own = tokens // layout.tp  # of the sequence parallel rank
     norm = own * (2 * _BF16 * model.hidden + _FP32)  # input, 1 / rms, and output for the layer after it
     heads = 2 * (model.heads + model.groups) * model.head_dim  # queries, keys, values and the result
-    attention = tokens * (_BF16 * heads + _STATISTICS * model.heads) // layout.tp
+    statistics = _STATISTICS if layout.cp == 1 else _FP32
+    attention = tokens * (_BF16 * heads + statistics * model.heads) // layout.tp
     if not model.experts:
         return 2 * norm + attention + tokens * _BF16 * 3 * model.ffn // layout.tp
     routing = own * (model.experts * (2 * _FP32 + 1) + 4 * model.topk)  # scores, map, places

@@ -27,7 +27,8 @@ def messages(counted: dict[str, int], layout: Layout) -> dict[tuple[str, str], i
         "PIPELINE_MODEL_PARALLEL_GROUP": ("PP", layout.pp),
         "default_pg": ("PP", layout.pp),  # takes the messages of one direction where a pipeline has two ranks
         "EXPERT_MODEL_PARALLEL_GROUP": ("EP", layout.ep),
-        "DATA_PARALLEL_GROUP_WITH_CP": ("DP", layout.dp),
+        "DATA_PARALLEL_GROUP_WITH_CP": ("DP", layout.dp * layout.cp),
+        "CONTEXT_PARALLEL_GROUP": ("CP", layout.cp),
         "EXPERT_DATA_PARALLEL_GROUP": ("DP", layout.edp),
     }
     found: dict[tuple[str, str], int] = {}

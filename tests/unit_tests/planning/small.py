@@ -13,6 +13,8 @@ LAYOUTS = {
     "tp2": Layout(1, tp=2, etp=2, micro=2),
     "ep2": Layout(2, ep=2, micro=2),
     "pp2": Layout(1, pp=2, micro=2),
+    "cp2": Layout(1, cp=2, micro=2),
+    "cp2_tp2_ep2": Layout(1, cp=2, tp=2, ep=2, micro=2),
     "vpp2": Layout(1, pp=2, vpp=2, micro=2),
     "tp2_ep2": Layout(1, tp=2, ep=2, micro=2),
     "recompute": Layout(2, ep=2, micro=2, recompute=True),
@@ -38,6 +40,7 @@ def flags(training: Training, layout: Layout) -> dict[str, object]:
         "tensor_model_parallel_size": layout.tp,
         "sequence_parallel": layout.tp > 1,
         "pipeline_model_parallel_size": layout.pp,
+        "context_parallel_size": layout.cp,
     }
     if model.experts:
         found |= {"expert_model_parallel_size": layout.ep, "expert_tensor_parallel_size": layout.etp}

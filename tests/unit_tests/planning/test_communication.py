@@ -31,6 +31,7 @@ COUNTED = {
     ("pp2", 0): {("PP", "send"): 524288},
     ("pp2", 1): {("PP", "send"): 524288},
     ("vpp2", 0): {("PP", "send"): 1572864},
+    ("cp2", 0): {("CP", "send"): 6291456, ("DP", "reduce_scatter"): 8113664, ("DP", "all_gather"): 2028416},
 }
 """Contributed bytes that ``tests/system_tests/test_planning.py`` counted once; EP for equal numbers of tokens."""
 
