@@ -88,8 +88,8 @@ class DecodingLayer(torch.nn.Module):
 
     def forward(self, hidden_states: Tensor, **options: Any) -> tuple[Tensor, Tensor | None]:
         """``[tokens, 1, h]`` -> the same; the arguments are those of :meth:`TransformerLayer.forward`."""
-        context = options["inference_context"]
-        if not context.is_decode_only():
+        context = options["inference_context"]  # None: the whole of a text is scored, as evaluation does
+        if context is None or not context.is_decode_only():
             return self.layer(hidden_states=hidden_states, **options)
         layer = self.layer
         attended = self._attend(layer.input_layernorm(hidden_states), context, options["rotary_pos_emb"])
