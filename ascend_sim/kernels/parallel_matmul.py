@@ -74,7 +74,7 @@ def _backend(hcom: str) -> Any:
     device = torch.device("npu")
     for group in dist.distributed_c10d._world.pg_map:
         if device in group._device_types:
-            backend = group._get_backend(device)
+            backend: Any = group._get_backend(device)
             if backend.get_hccl_comm_name(0) == hcom:
                 return backend
     raise ConstraintError(f"hcom is {hcom!r}, which is no group's communicator; get_hccl_comm_name has the names")
@@ -90,7 +90,7 @@ def _on_device(rows: int, columns: int, dtype: torch.dtype) -> torch.Tensor:
 
 def _uploaded(tensor: torch.Tensor) -> torch.Tensor:
     """What the device has at hand already: nothing crosses the bus."""
-    on_device = _on_device(*tensor.shape, tensor.dtype)
+    on_device = _on_device(tensor.shape[0], tensor.shape[1], tensor.dtype)
     _host(on_device).copy_(tensor)
     return on_device
 

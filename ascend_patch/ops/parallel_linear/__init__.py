@@ -9,9 +9,7 @@ from torch.distributed import ProcessGroup
 from ascend_patch.ops.registry import run
 
 
-def all_gather_linear(
-    x: Tensor, weight: Tensor, group: ProcessGroup, weight_gradient: Tensor | None = None
-) -> Tensor:
+def all_gather_linear(x: Tensor, weight: Tensor, group: ProcessGroup, weight_gradient: Tensor | None = None) -> Tensor:
     """``all_gather(x) @ weight.T``: a column parallel layer.
 
     Args:

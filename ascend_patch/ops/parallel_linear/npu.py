@@ -4,6 +4,8 @@ Neither has an autograd formula in torch_npu. Constraints: torch_npu's documents
 docs/zh/custom_APIs); their ranks must also be joined by HCCS, which a tensor parallel group within a node is.
 """
 
+from typing import Any
+
 import torch
 import torch.distributed as dist
 import torch_npu
@@ -62,7 +64,8 @@ def _matmul_scatter(a: Tensor, b: Tensor, group: dist.ProcessGroup) -> Tensor:
 
 def _communicator(group: dist.ProcessGroup) -> str:
     """The name by which HCCL knows the group."""
-    return group._get_backend(torch.device("npu")).get_hccl_comm_name(dist.get_rank())
+    backend: Any = group._get_backend(torch.device("npu"))
+    return backend.get_hccl_comm_name(dist.get_rank())
 
 
 _PRODUCTS = Products(_gather_matmul, _matmul_scatter)

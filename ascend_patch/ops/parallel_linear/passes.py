@@ -70,7 +70,7 @@ class AllGatherLinear(torch.autograd.Function):
         whole, gathering = all_gather(x, ctx.group)
         grad_x = None
         if ctx.needs_input_grad[0]:
-            grad_whole = grad_y.mm(weight)
+            grad_whole = torch.mm(grad_y, weight)
             gathering.wait()
             grad_x, scattering = reduce_scatter(grad_whole, ctx.group)
             grad_weight = _weight_gradient(whole, grad_y, ctx.weight_gradient)

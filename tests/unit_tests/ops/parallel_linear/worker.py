@@ -113,10 +113,7 @@ def check(case: Case, kind: str, device: torch.device, generator: torch.Generato
 def _expected(column: bool, x: Tensor, weight: Tensor, grad_y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Results and gradients of all ranks, one above the other."""
     x, weight = x.requires_grad_(), weight.requires_grad_()
-    if column:
-        y = x.flatten(0, 1) @ weight.mT
-    else:
-        y = (x @ weight.mT).sum(0).view(grad_y.shape)
+    y = x.flatten(0, 1) @ weight.mT if column else (x @ weight.mT).sum(0).view(grad_y.shape)
     y.backward(grad_y)
     return y.detach(), x.grad, weight.grad
 
