@@ -21,7 +21,7 @@ def with_main_grad(weight: torch.Tensor, accumulates: bool) -> tuple[torch.Tenso
 class _GradientInMainGrad(torch.autograd.Function):
     """The weight itself. Its gradient is in ``main_grad`` when backward gets here; DistributedDataParallel is told so.
 
-    The gradient that flows on is memory without meaning, as in upstream's
+    The gradient that flows on is in general memory without meaning, as in upstream's
     ``LinearWithGradAccumulationAndAsyncCommunication``: the hooks that reduce gradients want one, and drop it.
     """
 
@@ -35,4 +35,6 @@ class _GradientInMainGrad(torch.autograd.Function):
     def backward(ctx: Any, *_: None) -> torch.Tensor:
         (weight,) = ctx.saved_tensors
         weight.grad_added_to_main_grad = True
-        return torch.empty_like(weight)
+        # Upstream's mark of a weight that has gradients of another layer too, an embedding's, which are added to this.
+        zeros = getattr(weight, "zero_out_wgrad", False)
+        return torch.zeros_like(weight) if zeros else torch.empty_like(weight)

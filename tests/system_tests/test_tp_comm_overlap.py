@@ -14,6 +14,7 @@ from tests.system_tests.mixtral import PP2, TINY, TP2_SP, tiny
 
 OVERLAP = TP2_SP | {"tp_comm_overlap": True}
 DENSE = {name: False for name in TINY if name.startswith("moe_") or name == "num_experts"}
+TIED = {"untie_embeddings_and_output_weights": False}
 WIDE = {"hidden_size": 512, "num_layers": 1, "seq_length": 32, "global_batch_size": 4}
 """The Ascend operators sum over 256 products or more; a small model otherwise."""
 
@@ -21,7 +22,7 @@ WIDE = {"hidden_size": 512, "num_layers": 1, "seq_length": 32, "global_batch_siz
 SLOW = pytest.mark.slow
 CASES = [
     pytest.param(2, {}, id="moe"),
-    pytest.param(2, DENSE | {"disable_bias_linear": False, "swiglu": False, "add_qkv_bias": True}, id="dense_bias"),
+    pytest.param(2, DENSE | TIED | {"disable_bias_linear": False, "add_qkv_bias": True}, id="dense_bias_tied"),
     pytest.param(2, {"no_gradient_accumulation_fusion": True}, marks=SLOW, id="no_fusion"),
     pytest.param(
         2,

@@ -1,7 +1,8 @@
 """Products and communication in one Ascend operator: ``npu_all_gather_base_mm``, ``npu_mm_reduce_scatter_base``.
 
 Neither has an autograd formula in torch_npu. Constraints: torch_npu's documents of the two (Ascend/op-plugin,
-docs/zh/custom_APIs); their ranks must also be joined by HCCS, which a tensor parallel group within a node is.
+docs/zh/custom_APIs). Two of them cannot be checked here: the ranks must be joined by HCCS, as those of a node are,
+and on Atlas A2 all such operators of a model must name one communicator.
 """
 
 from typing import Any
