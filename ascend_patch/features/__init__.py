@@ -28,6 +28,7 @@ from ascend_patch.features import (
     router,
     spec,
     split_sizes,
+    tp_comm_overlap,
     trace,
 )
 
@@ -41,6 +42,7 @@ PATCHES: tuple[Patch, ...] = (
     *router.PATCHES,
     *dispatcher.PATCHES,
     *split_sizes.PATCHES,
+    *tp_comm_overlap.PATCHES,
     *experts.PATCHES,
     *loss.PATCHES,
     *optimizer.PATCHES,

@@ -36,12 +36,6 @@ WITHOUT_TRANSFORMER_ENGINE = (
         "Leave it out: --context-parallel-size shares every sequence alike.",
     ),
     Refusal(
-        "--tp-comm-overlap",
-        "tp_comm_overlap",
-        "overlapping tensor parallel communication with matrix products needs TransformerEngine.",
-        "Leave it out: the results are the same.",
-    ),
-    Refusal(
         "--moe-router-fusion",
         "moe_router_fusion",
         "that fused router is TransformerEngine's; the router of ascend_patch needs no flag.",

@@ -10,7 +10,6 @@ load it.
 """
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from megatron.core.dist_checkpointing import ShardedTensor
@@ -23,6 +22,7 @@ from megatron.core.transformer.utils import make_sharded_object_for_checkpoint
 from megatron.core.utils import divide
 
 from ascend_patch.engine.errors import AscendPatchError
+from ascend_patch.modules.main_grad import with_main_grad
 from ascend_patch.ops.grouped_gemm import grouped_gemm
 
 
@@ -100,16 +100,8 @@ class GroupedLinear(torch.nn.Module):
 
     def forward(self, x: torch.Tensor, tokens_per_expert: list[int]) -> tuple[torch.Tensor, None]:
         """``x`` is ``[sum(tokens_per_expert), in]``, sorted by expert; returns ``[…, out]`` and no bias."""
-        weight, main_grad = self.weight, self._main_grad()
-        if main_grad is not None:
-            weight = _GradientInMainGrad.apply(weight)
+        weight, main_grad = with_main_grad(self.weight, self.accumulates_in_place)
         return grouped_gemm(x, weight, tokens_per_expert, main_grad), None
-
-    def _main_grad(self) -> torch.Tensor | None:
-        """Where the backward pass adds the weight's gradient, if it does: DistributedDataParallel's buffer."""
-        if not self.accumulates_in_place or not hasattr(self.weight, "grad_added_to_main_grad"):
-            return None
-        return getattr(self.weight, "main_grad", None)
 
     def backward_dw(self) -> None:
         """Nothing is delayed: the weight gradient is computed in the backward pass (TEGroupedMLP asks)."""
@@ -179,26 +171,6 @@ def _stack_experts(module: GroupedLinear, state_dict: dict, prefix: str, *_) -> 
         state_dict[f"{prefix}weight"] = torch.stack([state_dict.pop(key) for key in keys])
     for index in ("", *range(module.num_local_experts)):  # TransformerEngine's state for fp8; ours is empty
         state_dict.pop(f"{prefix}_extra_state{index}", None)
-
-
-class _GradientInMainGrad(torch.autograd.Function):
-    """The weight itself. Its gradient is in ``main_grad`` when backward gets here; DistributedDataParallel is told so.
-
-    The gradient that flows on is memory without meaning, as in upstream's
-    ``LinearWithGradAccumulationAndAsyncCommunication``: the hooks that reduce gradients want one, and drop it.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, weight: torch.Tensor) -> torch.Tensor:
-        ctx.save_for_backward(weight)
-        ctx.set_materialize_grads(False)
-        return weight.view_as(weight)
-
-    @staticmethod
-    def backward(ctx: Any, *_: None) -> torch.Tensor:
-        (weight,) = ctx.saved_tensors
-        weight.grad_added_to_main_grad = True
-        return torch.empty_like(weight)
 
 
 class ColumnParallelGroupedLinear(GroupedLinear):

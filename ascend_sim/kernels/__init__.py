@@ -21,6 +21,7 @@ _FAMILIES = (
     "norm",
     "optimizer",
     "paged_attention",
+    "parallel_matmul",
     "plumbing",
     "rotary",
 )

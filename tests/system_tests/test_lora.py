@@ -106,6 +106,11 @@ def test_recomputation_changes_nothing(job: Job) -> None:
     assert job.run(**recompute).iterations == job.reference().iterations
 
 
+def test_overlapped_communication_changes_nothing(job: Job) -> None:
+    """The weights beside adapters are frozen: their layers have no weight gradient."""
+    assert job.run(2, **TP2_SP, tp_comm_overlap=True).iterations == job.run(2, **TP2_SP).iterations
+
+
 def test_only_adapters_are_trained_and_saved(trained: Path) -> None:
     stored = FileSystemReader(trained / "iter_0000004").read_metadata().state_dict_metadata
     sizes = {name: entry.size.numel() for name, entry in stored.items() if hasattr(entry, "size")}

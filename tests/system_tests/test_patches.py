@@ -96,6 +96,10 @@ ROWS = (
         why="they act where adapters are asked for: one run without them (tests/system_tests/test_lora.py has it)",
     ),
     Row(
+        ("tp_comm_overlap.linear", "tp_comm_overlap.initialize"),
+        why="for --tp-comm-overlap alone: one run without both (tests/system_tests/test_tp_comm_overlap.py has it)",
+    ),
+    Row(
         ("recompute.without_output",),
         both={"recompute_granularity": "selective", "recompute_modules": ("moe_act", "layernorm")},
         without={"recompute_granularity": False, "recompute_modules": False},

@@ -1,6 +1,7 @@
 """Checks of what hccl refuses and how it says so, for collectives_worker.py. The last ones leave groups unusable."""
 
 import datetime
+import importlib
 import re
 
 import torch
@@ -49,6 +50,16 @@ def check_refused_reductions(world):
     expect("PREMUL_SUM", lambda: dist.all_reduce(x, op=dist._make_nccl_premul_sum(0.5)))
     expect("AVG of Int", lambda: dist.all_reduce(x.int(), op=ReduceOp.AVG))
     expect("PRODUCT of BFloat16", lambda: dist.all_reduce(x.bfloat16(), op=ReduceOp.PRODUCT))
+
+
+def check_refused_products(world):
+    torch_npu = importlib.import_module("torch_npu")
+    name = dist.group.WORLD._get_backend(world.device).get_hccl_comm_name(world.rank)
+    x, weight = (torch.ones(shape, device=world.device).bfloat16() for shape in ((5, 256), (256, 3)))
+    for product in (torch_npu.npu_all_gather_base_mm, torch_npu.npu_mm_reduce_scatter_base):
+        expect("which is no group's communicator", lambda f=product: f(x, weight, "another", world.size))
+        expect("world_size is 32, the group has", lambda f=product: f(x, weight, name, 32))
+    expect("5 rows, needed: a multiple", lambda: torch_npu.npu_mm_reduce_scatter_base(x, weight, name, world.size))
 
 
 def check_refused_peers_and_backends(world):
