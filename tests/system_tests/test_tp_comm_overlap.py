@@ -18,11 +18,12 @@ TIED = {"untie_embeddings_and_output_weights": False}
 WIDE = {"hidden_size": 512, "num_layers": 1, "seq_length": 32, "global_batch_size": 4}
 """The Ascend operators sum over 256 products or more; a small model otherwise."""
 
-
 SLOW = pytest.mark.slow
 CASES = [
     pytest.param(2, {}, id="moe"),
-    pytest.param(2, DENSE | TIED | {"disable_bias_linear": False, "add_qkv_bias": True}, id="dense_bias_tied"),
+    pytest.param(
+        2, DENSE | TIED | {"disable_bias_linear": False, "add_qkv_bias": True}, marks=SLOW, id="dense_bias_tied"
+    ),
     pytest.param(2, {"no_gradient_accumulation_fusion": True}, marks=SLOW, id="no_fusion"),
     pytest.param(
         2,
@@ -56,6 +57,7 @@ class TestOnCpu:
         assert calls > fewer_calls  # in pieces
         assert sent == allowed
 
+    @SLOW
     def test_switched_off_by_id(self, server: Server, tmp_path: Path) -> None:
         run, calls = reported(tmp_path, disabled="tp_comm_overlap.linear", **OVERLAP)
         assert calls == {}
@@ -65,7 +67,14 @@ class TestOnCpu:
         run, *_ = counted(server, **OVERLAP, tp_comm_overlap_cfg="/nowhere.yaml", train_iters=1)
         assert run.output.count("--tp-comm-overlap-cfg /nowhere.yaml is ignored") == 1
 
-    @pytest.mark.parametrize("flags", [{}, {"sequence_parallel": True}, {"tensor_model_parallel_size": 2}])
+    @pytest.mark.parametrize(
+        "flags",
+        [
+            pytest.param({}, marks=SLOW),
+            pytest.param({"sequence_parallel": True}, marks=SLOW),
+            {"tensor_model_parallel_size": 2},
+        ],
+    )
     def test_upstream_asks_for_sequence_parallelism(self, server: Server, flags: dict) -> None:
         run = server.run(BUNDLED, tiny(tp_comm_overlap=True, **flags), 2).failed()
         assert "overlap can happen only when sequence parallelism is enabled" in run.output
