@@ -22,6 +22,7 @@ from megatron.training.arguments import core_transformer_config_from_args
 from megatron.training.datasets.sft_dataset import SFTDataset
 from megatron.training.utils import get_blend_and_blend_per_split
 
+from ascend_patch.compat.context_parallel import part_of_batch
 from ascend_patch.compat.packing import packed_seq_params
 from ascend_patch.compat.training import pretrain
 from ascend_patch.engine.errors import AscendPatchError
@@ -97,6 +98,7 @@ def forward_step(data_iterator: Iterator, model: torch.nn.Module) -> tuple:
     """Forward one micro batch; returns per-token losses and what turns them into a loss."""
     batch = {name: tensor.cuda(non_blocking=True) for name, tensor in next(data_iterator).items()}
     packing = packed_seq_params(batch)
+    batch = part_of_batch(batch)
     losses = model(
         batch["tokens"],
         batch["position_ids"],
@@ -112,7 +114,6 @@ def check_arguments(args) -> None:
     found = [
         flag
         for flag, is_used in {
-            "--context-parallel-size": args.context_parallel_size > 1,
             "--mtp-num-layers": args.mtp_num_layers,
             "--spec": args.spec,
             "--fim-data": args.fim_data,

@@ -69,3 +69,7 @@ class RandomTokens(Dataset):
             "position_ids": torch.arange(self._model.seq_length),
             "loss_mask": torch.ones(self._model.seq_length),
         }
+
+
+ATTENTION_HEADS = (32, 8, 16)
+"""Query heads, key heads and head size of attention alone: Mixtral's at an eighth of the width."""

@@ -30,12 +30,10 @@ class Refusal:
 
 WITHOUT_TRANSFORMER_ENGINE = (
     Refusal(
-        "--context-parallel-size",
-        "context_parallel_size",
-        "attention over a sequence that is split between ranks is not implemented yet.",
-        "Use 1; --tensor-model-parallel-size with --sequence-parallel, and --recompute-granularity, also reduce the "
-        "memory of long sequences.",
-        allowed=1,
+        "--hybrid-context-parallel",
+        "hybrid_context_parallel",
+        "context parallel groups that change from batch to batch need TransformerEngine.",
+        "Leave it out: --context-parallel-size shares every sequence alike.",
     ),
     Refusal(
         "--tp-comm-overlap",

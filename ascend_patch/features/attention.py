@@ -26,7 +26,7 @@ PATCHES = (
         upstream=">=0.16.1,<0.20",
         reason=(
             "Upstream's local attention writes scores of sequence x sequence to memory, repeats the key and value "
-            "heads of grouped queries, and refuses packed sequences."
+            "heads of grouped queries, and refuses packed sequences and context parallelism."
         ),
         remove_when="upstream's local attention is built on scaled_dot_product_attention.",
         when=without_transformer_engine,

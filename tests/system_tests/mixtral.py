@@ -50,6 +50,7 @@ TINY = {
 ONE: dict = {}
 TP2_SP = {"tensor_model_parallel_size": 2, "sequence_parallel": True}
 EP2 = {"expert_model_parallel_size": 2}
+CP2 = {"context_parallel_size": 2}
 PP2 = {"pipeline_model_parallel_size": 2}
 TP2_PP2_EP2 = TP2_SP | PP2 | EP2
 
@@ -63,7 +64,10 @@ def title(layout: dict) -> str:
     }
     if "num_layers_per_virtual_pipeline_stage" in layout:
         sizes["vp"] = 2  # stages of each rank, in these tests
-    return " ".join(f"{name.upper()}P{size}" for name, size in sizes.items()) or "one process"
+    names = [f"{name.upper()}P{size}" for name, size in sizes.items()]
+    types = layout.get("cp_comm_type", ())
+    names += [types] if isinstance(types, str) else types
+    return " ".join(names) or "one process"
 
 
 def tiny(**changes: object) -> list[str]:

@@ -6,7 +6,7 @@ from decimal import Decimal
 from pathlib import Path
 
 from tests.system_tests.launcher import Run, train
-from tests.system_tests.mixtral import EP2, ONE, PP2, TP2_PP2_EP2, TP2_SP, tiny
+from tests.system_tests.mixtral import CP2, EP2, ONE, PP2, TP2_PP2_EP2, TP2_SP, tiny
 from tests.system_tests.report import Compared
 
 ITERATIONS = 10
@@ -18,6 +18,8 @@ LAYOUTS = {
     "pp2": (2, PP2),
     "vpp2": (2, PP2 | {"num_layers_per_virtual_pipeline_stage": 1}),
     "tp2_pp2_ep2": (8, TP2_PP2_EP2),
+    "cp2": (2, CP2),
+    "cp2_tp2_ep2": (4, CP2 | TP2_SP | EP2),
     "etp2": (2, {"expert_tensor_parallel_size": 2}),
     "tp2_ep2_etp1": (2, TP2_SP | EP2 | {"expert_tensor_parallel_size": 1}),
 }

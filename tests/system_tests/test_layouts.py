@@ -12,11 +12,9 @@ import pytest
 
 from ascend_patch.checkpoint.convert import Options, convert
 from ascend_patch.run import BUNDLED
-from tests.system_tests import bits, hugging_face, real_text
-from tests.system_tests.launcher import train
+from tests.system_tests import bits, hugging_face, parity, real_text
 from tests.system_tests.megatron_server import Server
-from tests.system_tests.mixtral import ONE, tiny, title
-from tests.system_tests.parity import LAYOUTS
+from tests.system_tests.mixtral import CP2, ONE, tiny, title
 from tests.system_tests.report import Compared
 
 pytestmark = [pytest.mark.system, pytest.mark.xdist_group("logits")]  # that of the server
@@ -30,8 +28,21 @@ SHAPE = hugging_face.MIXTRAL | {
     "num_local_experts": 4,
     "vocab_size": real_text.VOCABULARY,
 }
-CP2 = {"context_parallel_size": 2}
-COMPARED = ("tp2_sp", "ep2", "pp2", "tp2_pp2_ep2")
+LAYOUTS = parity.LAYOUTS | {
+    "cp2_a2a": (2, CP2 | {"cp_comm_type": "a2a"}),
+    "cp2_allgather": (2, CP2 | {"cp_comm_type": "allgather"}),
+    "cp4_each_layer": (
+        4,
+        {
+            "context_parallel_size": 4,
+            "cp_comm_type": ("p2p", "a2a", "allgather", "a2a+p2p"),
+            "hierarchical_context_parallel_sizes": (2, 2),
+        },
+    ),
+}
+CONTEXT = ("cp2", "cp2_a2a", "cp2_allgather", "cp4_each_layer", "cp2_tp2_ep2")
+COMPARED = ("tp2_sp", "ep2", "pp2", "tp2_pp2_ep2", *CONTEXT)
+FAST = ("ep2", "cp2")
 
 Losses = dict[int, float]
 
@@ -67,7 +78,7 @@ def losses(server: Server, weights: Path, tmp_path_factory: pytest.TempPathFacto
 
 
 @pytest.mark.parametrize(
-    "layout", ["ep2", *(pytest.param(name, marks=pytest.mark.slow) for name in COMPARED if name != "ep2")]
+    "layout", [*FAST, *(pytest.param(name, marks=pytest.mark.slow) for name in COMPARED if name not in FAST)]
 )
 def test_layouts_agree(losses: Callable[[str], Losses], compared: Compared, layout: str) -> None:
     alone, together = losses("one"), losses(layout)
@@ -90,7 +101,9 @@ def test_another_initialisation_does_not_agree(losses: Callable[[str], Losses], 
     assert max(abs(found[i] / loss - 1) for i, loss in losses("one").items()) > ALL
 
 
-def test_context_parallelism_is_refused(weights: Path, tmp_path: Path) -> None:
-    """It cannot be compared: upstream has it in TransformerEngine only, and ascend_patch has none of its own yet."""
-    run = train(flags(CP2, tmp_path, weights), processes=2).failed()
-    assert "--context-parallel-size" in run.paragraphs[0]
+def test_what_cannot_be_split_is_refused(server: Server, weights: Path, tmp_path: Path) -> None:
+    """Every rank fails alike, before it builds the model; one says why."""
+    odd = CP2 | {"seq_length": 30}
+    ended = server.run(BUNDLED, flags(odd, tmp_path, weights), processes=2).failed()
+    (paragraph,) = ended.paragraphs
+    assert "--seq-length 30 with --context-parallel-size 2" in paragraph

@@ -21,6 +21,7 @@ ALWAYS = {
     (NEWEST, "one", "fp32"),
     (NEWEST, "one", "bf16"),
     (NEWEST, "ep2", "fp32"),
+    (NEWEST, "cp2", "fp32"),
     (OLDEST, "tp2_sp", "fp32"),
 }
 

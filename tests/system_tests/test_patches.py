@@ -76,6 +76,7 @@ ROWS = (
         (
             "arguments.cpu",
             "arguments.transformer_engine",
+            "context_parallel.arguments",
             "determinism.arguments",
             "inputs.checkpoint",
             "inputs.dataset",

@@ -43,11 +43,7 @@ def attention(
     Raises:
         ValueError: the shapes do not fit.
     """
-    if query.dim() != 4 or key.dim() != 4 or value.dim() != 4:
-        raise ValueError(_shapes("attention", query, key, value) + "all three must be [s, b, heads, head_dim].")
-    if query.shape[1] != key.shape[1]:
-        raise ValueError(_shapes("attention", query, key, value) + "the batch sizes differ.")
-    _check_heads("attention", query, key, value)
+    _check_sbhd("attention", query, key, value)
     return run(
         "attention",
         "attention",
@@ -109,6 +105,89 @@ def attention_thd(
         window=window,
         dropout_p=dropout_p,
     )
+
+
+def attention_forward(
+    query: Tensor, key: Tensor, value: Tensor, *, scale: float, causal: bool
+) -> tuple[Tensor, Tensor]:
+    """:func:`attention` and the statistics by which parts of it, over parts of the keys, are put together.
+
+    Autograd does not see through it: :func:`attention_backward` is its gradient.
+
+    Args:
+        query, key, value, scale, causal: as for :func:`attention`. Every query must see a key: causal queries are at
+            most as many as keys.
+
+    Returns:
+        The output ``[sq, b, np * hv]`` in the dtype of ``query``, and the logarithm of the sum of the exponentials of
+        each query's scores, ``[b, np, sq]`` in float32 (float64 for float64).
+
+    Raises:
+        ValueError: the shapes do not fit.
+    """
+    _check_part("attention_forward", query, key, value, causal)
+    return run("attention", "attention_forward", query, key, value, scale=scale, causal=causal)
+
+
+def attention_backward(
+    grad_output: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    output: Tensor,
+    lse: Tensor,
+    *,
+    scale: float,
+    causal: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What one part of the keys contributes to the gradients of attention over all of them.
+
+    Args:
+        grad_output: ``[sq, b, np * hv]``, the gradient of ``output``.
+        query, key, value, scale, causal: as for :func:`attention_forward`.
+        output, lse: the output and the statistics of the whole, over the other parts' keys too.
+
+    Returns:
+        The gradients in the dtypes of ``query``, ``key`` and ``value``; that of ``query`` is a summand, one of as many
+        as there are parts.
+
+    Raises:
+        ValueError: the shapes do not fit.
+    """
+    _check_part("attention_backward", query, key, value, causal)
+    for name, t in (("grad_output", grad_output), ("output", output)):
+        expected = (*query.shape[:2], query.shape[2] * value.shape[3])
+        if t.shape != expected:
+            raise ValueError(f"attention_backward: {name} has shape {tuple(t.shape)}; it must be {expected}.")
+    expected = (query.shape[1], query.shape[2], query.shape[0])
+    if lse.shape != expected:
+        raise ValueError(f"attention_backward: lse has shape {tuple(lse.shape)}; it must be {expected}.")
+    return run(
+        "attention",
+        "attention_backward",
+        grad_output,
+        query,
+        key,
+        value,
+        output,
+        lse,
+        scale=scale,
+        causal=causal,
+    )
+
+
+def _check_part(function: str, query: Tensor, key: Tensor, value: Tensor, causal: bool) -> None:
+    _check_sbhd(function, query, key, value)
+    if key.shape[0] == 0 or (causal and query.shape[0] > key.shape[0]):
+        raise ValueError(_shapes(function, query, key, value) + "every query must see a key.")
+
+
+def _check_sbhd(function: str, query: Tensor, key: Tensor, value: Tensor) -> None:
+    if query.dim() != 4 or key.dim() != 4 or value.dim() != 4:
+        raise ValueError(_shapes(function, query, key, value) + "all three must be [s, b, heads, head_dim].")
+    if query.shape[1] != key.shape[1]:
+        raise ValueError(_shapes(function, query, key, value) + "the batch sizes differ.")
+    _check_heads(function, query, key, value)
 
 
 def _check_heads(function: str, query: Tensor, key: Tensor, value: Tensor) -> None:

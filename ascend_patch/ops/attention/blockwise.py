@@ -1,4 +1,4 @@
-"""Attention over blocks of queries, for the host.
+"""Attention over blocks of queries, made for the host.
 
 PyTorch's flash kernel for the CPU spends most of its time outside matrix multiplication, and cannot group
 queries or slide a window. Here each block of queries meets only the keys that it may see, so neither an
@@ -19,6 +19,8 @@ from ascend_patch.ops.numerics import accumulation_dtype
 
 _BLOCK_SCORES = 2**20
 """How many scores are computed at a time: they should stay in the cache from one product to the next."""
+_DEVICE_BLOCK_SCORES = 2**25
+"""The same on a device, where it bounds memory."""
 _LEAST_QUERIES = 16
 """Queries in a block even if its scores then exceed the cache; products with fewer rows are slow."""
 
@@ -36,7 +38,7 @@ def blockwise_attention(
     return _BlockwiseAttention.apply(query, key, value, scale, causal, window, mask)
 
 
-class _Block(NamedTuple):
+class Block(NamedTuple):
     """Queries ``first`` to ``end`` and the range of keys that at least one of them may see."""
 
     first: int
@@ -44,8 +46,8 @@ class _Block(NamedTuple):
     keys: slice
 
 
-class _Scores:
-    """Makes the attention weights of one block of queries after the other.
+class Scores:
+    """Makes the scores and attention weights of one block of queries after the other.
 
     Tensors are in the layout ``[b * ng, s * r, hn]``, where ``r`` is the number of query heads per key head:
     the rows of one query are adjacent.
@@ -64,6 +66,7 @@ class _Scores:
         self.sk, _, self.groups, _ = key.shape
         self.repeats = heads // self.groups
         self.scale = scale
+        self.block_scores = _BLOCK_SCORES if query.device.type == "cpu" else _DEVICE_BLOCK_SCORES
         self.low, self.high = visible_range(self.sq, self.sk, causal, window)
         self.mask = None
         if mask is not None:
@@ -71,21 +74,21 @@ class _Scores:
             self.mask = mask.unflatten(1, (self.groups, self.repeats)).transpose(2, 3)
         self.some_row_may_be_empty = mask is not None or self.high < 0
 
-    def blocks(self) -> Iterator[_Block]:
+    def blocks(self) -> Iterator[Block]:
         keys_seen = min(self.sk, self.high - self.low + 1)
         row_scores = self.batch * self.groups * self.repeats * keys_seen
-        step = max(_LEAST_QUERIES, _BLOCK_SCORES // max(1, row_scores))
+        step = max(_LEAST_QUERIES, self.block_scores // max(1, row_scores))
         for first in range(0, self.sq, step):
             end = min(first + step, self.sq)
             keys = slice(max(0, first + self.low), min(self.sk, end + self.high))
             if keys.start < keys.stop:
-                yield _Block(first, end, keys)
+                yield Block(first, end, keys)
 
-    def rows(self, block: _Block) -> slice:
+    def rows(self, block: Block) -> slice:
         return slice(block.first * self.repeats, block.end * self.repeats)
 
-    def weights(self, query_rows: Tensor, key_rows: Tensor, block: _Block) -> Tensor:
-        """Softmax of the block's scores, ``[b * ng, rows, keys]``; products accumulate in float32."""
+    def of_block(self, query_rows: Tensor, key_rows: Tensor, block: Block) -> Tensor:
+        """The block's scores, ``[b * ng, rows, keys]``, -inf where hidden; products accumulate in float32."""
         scores = scaled_bmm(query_rows[:, self.rows(block)], key_rows[:, block.keys].transpose(1, 2), self.scale)
         # [b, ng, queries, r, keys]
         queries = block.end - block.first
@@ -93,13 +96,18 @@ class _Scores:
         self._hide_edges(by_query, block)
         if self.mask is not None:
             by_query.masked_fill_(self.mask[:, :, block.first : block.end, :, block.keys], -torch.inf)
+        return scores
+
+    def weights(self, query_rows: Tensor, key_rows: Tensor, block: Block) -> Tensor:
+        """Softmax of the block's scores."""
+        scores = self.of_block(query_rows, key_rows, block)
         weights = torch.softmax(scores, dim=-1)
         if self.some_row_may_be_empty:
             empty = scores.amax(dim=-1, keepdim=True) == -torch.inf
             weights = weights.masked_fill_(empty, 0.0)
         return weights
 
-    def _hide_edges(self, by_query: Tensor, block: _Block) -> None:
+    def _hide_edges(self, by_query: Tensor, block: Block) -> None:
         """Only the first and the last keys of the range are hidden from some of the block's queries."""
         queries = torch.arange(block.first, block.end, device=by_query.device).view(-1, 1, 1)
         keys = torch.arange(block.keys.start, block.keys.stop, device=by_query.device)
@@ -123,15 +131,13 @@ class _BlockwiseAttention(torch.autograd.Function):
         window: tuple[int, int] | None,
         mask: Tensor | None,
     ) -> Tensor:
-        scores = _Scores(query, key, scale, causal, window, mask)
-        query_rows, key_rows, value_rows = (_group_major(t, scores.groups) for t in (query, key, value))
+        scores = Scores(query, key, scale, causal, window, mask)
+        query_rows, key_rows, value_rows = (group_major(t, scores.groups) for t in (query, key, value))
         heads = query.shape[2]
         output = query.new_zeros(scores.sq, scores.batch * scores.groups, scores.repeats * value.shape[3])
         for block in scores.blocks():
             weights = scores.weights(query_rows, key_rows, block)
-            output[block.first : block.end] = _query_major(
-                torch.bmm(weights, value_rows[:, block.keys]), scores.repeats
-            )
+            output[block.first : block.end] = query_major(torch.bmm(weights, value_rows[:, block.keys]), scores.repeats)
         ctx.save_for_backward(query_rows, key_rows, value_rows)
         ctx.scores = scores
         return output.view(scores.sq, scores.batch, heads * value.shape[3])
@@ -140,9 +146,9 @@ class _BlockwiseAttention(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         query_rows, key_rows, value_rows = ctx.saved_tensors
-        scores: _Scores = ctx.scores
+        scores: Scores = ctx.scores
         heads = scores.groups * scores.repeats
-        grad_output_rows = _group_major(grad_output.unflatten(-1, (heads, value_rows.shape[2])), scores.groups)
+        grad_output_rows = group_major(grad_output.unflatten(-1, (heads, value_rows.shape[2])), scores.groups)
         grad_query = query_rows.new_zeros(scores.sq, scores.batch * scores.groups, scores.repeats * query_rows.shape[2])
         # Every block of queries adds to these.
         sum_dtype = accumulation_dtype(query_rows.dtype)
@@ -155,7 +161,7 @@ class _BlockwiseAttention(torch.autograd.Function):
             grad_value_rows[:, keys] += torch.bmm(weights.transpose(1, 2), grad_rows).to(sum_dtype)
             grad_weights = torch.bmm(grad_rows, value_rows[:, keys].transpose(1, 2))
             grad_scores = torch._softmax_backward_data(grad_weights, weights, -1, weights.dtype)
-            grad_query[block.first : block.end] = _query_major(
+            grad_query[block.first : block.end] = query_major(
                 scaled_bmm(grad_scores, key_rows[:, keys], scores.scale), scores.repeats
             )
             grad_key_rows[:, keys] += scaled_bmm(grad_scores.transpose(1, 2), query_rows[:, rows], scores.scale).to(
@@ -177,13 +183,13 @@ def scaled_bmm(a: Tensor, b: Tensor, scale: float) -> Tensor:
     return torch.baddbmm(a.new_empty(1, 1, 1), a, b, beta=0.0, alpha=scale)
 
 
-def _group_major(t: Tensor, groups: int) -> Tensor:
+def group_major(t: Tensor, groups: int) -> Tensor:
     """``[s, b, heads, h]`` to ``[b * groups, s * r, h]``, contiguous."""
     s, b, heads, h = t.shape
     t = t.reshape(s, b * groups, heads // groups, h).transpose(0, 1)
     return t.reshape(b * groups, s * (heads // groups), h).contiguous()
 
 
-def _query_major(rows: Tensor, repeats: int) -> Tensor:
+def query_major(rows: Tensor, repeats: int) -> Tensor:
     """``[b * groups, queries * r, h]`` to ``[queries, b * groups, r * h]``, a view."""
     return rows.view(rows.shape[0], rows.shape[1] // repeats, repeats * rows.shape[2]).transpose(0, 1)

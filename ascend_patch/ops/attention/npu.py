@@ -31,6 +31,8 @@ _NO_LIMIT = 2**31 - 1
 """The operator's value for a side of the window that has no end."""
 _FULL_MASK, _RIGHT_DOWN_CAUSAL, _BAND = 1, 3, 4
 """Values of ``sparse_mode``."""
+_STATISTIC_REPEATS = 8
+"""How often the operator repeats the statistics of a query."""
 _KEEP_EMPTY_ROWS = 2
 """Value of ``inner_precise`` with which a query that sees no key gets zeros."""
 
@@ -102,6 +104,69 @@ def attention_thd(
     )[0].flatten(1)
     rest = tokens - ends_q[-1]
     return torch.nn.functional.pad(output, (0, 0, 0, rest)) if rest else output
+
+
+@torch.no_grad()
+def attention_forward(
+    query: Tensor, key: Tensor, value: Tensor, *, scale: float, causal: bool
+) -> tuple[Tensor, Tensor]:
+    """See :func:`ascend_patch.ops.attention.attention_forward`."""
+    _check_part(query, key, value)
+    output, maximum, total, *_ = torch_npu.npu_fusion_attention(
+        query.flatten(2),
+        key.flatten(2),
+        value.flatten(2),
+        query.shape[2],
+        "SBH",
+        scale=scale,
+        **_masking(query.device, *_limits(causal, None, query.shape[0], key.shape[0])),
+    )
+    # [b, np, sq, 8], eight times the same
+    return output, maximum[..., 0] + total[..., 0].log()
+
+
+@torch.no_grad()
+def attention_backward(
+    grad_output: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    output: Tensor,
+    lse: Tensor,
+    *,
+    scale: float,
+    causal: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """See :func:`ascend_patch.ops.attention.attention_backward`.
+
+    The operator divides ``exp(score - softmax_max)`` by ``softmax_sum``: the log-sum-exp takes the place of the
+    maximum beside a sum of one.
+    """
+    _check_part(query, key, value)
+    maximum = lse.unsqueeze(-1).expand(*lse.shape, _STATISTIC_REPEATS).contiguous()
+    grads = torch_npu.npu_fusion_attention_grad(
+        query.flatten(2),
+        key.flatten(2),
+        value.flatten(2),
+        grad_output,
+        query.shape[2],
+        "SBH",
+        softmax_max=maximum,
+        softmax_sum=torch.ones_like(maximum),
+        attention_in=output,
+        scale_value=scale,
+        **_masking(query.device, *_limits(causal, None, query.shape[0], key.shape[0])),
+    )
+    grad_query, grad_key, grad_value = (
+        grad.view(t.shape) for grad, t in zip(grads[:3], (query, key, value), strict=True)
+    )
+    return grad_query, grad_key, grad_value
+
+
+def _check_part(query: Tensor, key: Tensor, value: Tensor) -> None:
+    _check(query, key, value, dropout_p=0.0)
+    if 0 in query.shape[:2]:
+        raise Unsupported(f"an empty sequence or batch; {_OPERATOR} takes at least one token")
 
 
 def _first(t: Tensor, rows: int) -> Tensor:

@@ -81,8 +81,6 @@ def descriptions(request) -> dict[str, dict]:
         env=upstream.environment(
             request.param,
             **{"ASCEND_PATCH": 1, "ASCEND_PATCH_DEVICE": "cpu", "CUDA_DEVICE_MAX_CONNECTIONS": 1},
-            # The 32k script's CP=4 is refused for now; what upstream makes of it is looked at all the same.
-            **{"ASCEND_PATCH_DISABLE": "arguments.transformer_engine"},
             **{"RANK": 0, "LOCAL_RANK": 0, "LOCAL_WORLD_SIZE": 8},
         ),
         input=json.dumps(list(jobs.values())),

@@ -1,6 +1,7 @@
 """The attention modules against upstream's local one: masks, windows, grouped queries, packed sequences."""
 
 from collections.abc import Callable
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -102,3 +103,60 @@ def test_attention_bias_is_refused(transformer_config: Callable) -> None:
     module = build("DotProductAttention", transformer_config())
     with pytest.raises(AscendPatchError, match="bias"):
         module(*inputs(), None, attention_bias=torch.zeros(1))
+
+
+def split(config, name: str | None, kind: str = "CausalDotProductAttention"):
+    """The module of a rank of two; nothing is sent before its forward."""
+    from megatron.core import parallel_state
+    from megatron.core.transformer.enums import AttnMaskType
+
+    from ascend_patch.modules import attention
+
+    groups = SimpleNamespace(
+        tp=parallel_state.get_tensor_model_parallel_group(), cp=SimpleNamespace(size=lambda: 2, rank=lambda: 0)
+    )
+    return getattr(attention, kind)(
+        config, 1, AttnMaskType.causal, "self", cp_comm_type=name, pg_collection=groups, attention_dropout=None
+    )
+
+
+@pytest.mark.parametrize("name", [None, "p2p", "a2a", "all_gather"])
+def test_context_parallelism(transformer_config: Callable, name: str | None) -> None:
+    config = transformer_config(context_parallel_size=2)
+    module = split(config, name)
+    assert module.config is config
+    assert module.config.context_parallel_size == 2
+    assert module.cp_comm_type == (name or "p2p").replace("_", "")
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"attention_dropout": 0.1}, "--attention-dropout 0.1"),
+        ({"softmax_type": "off-by-one"}, "--softmax-type off-by-one"),
+        ({"window_size": (3, 0)}, "--window-size"),
+    ],
+)
+def test_layers_that_cannot_be_split(transformer_config: Callable, changes: dict, words: str) -> None:
+    from ascend_patch.engine.errors import AscendPatchError
+
+    with pytest.raises(AscendPatchError, match=words):
+        split(transformer_config(context_parallel_size=2, **changes), "p2p")
+
+
+def test_calls_that_cannot_be_split(transformer_config: Callable) -> None:
+    from megatron.core.packed_seq_params import PackedSeqParams
+
+    from ascend_patch.engine.errors import AscendPatchError
+
+    config = transformer_config(context_parallel_size=2)
+    with pytest.raises(AscendPatchError, match="--no-create-attention-mask-in-dataloader"):
+        split(config, "p2p", "DotProductAttention")(*inputs(), causal_mask())
+    ends = torch.tensor([0, SEQUENCE])
+    packed = PackedSeqParams(qkv_format="thd", cu_seqlens_q=ends, cu_seqlens_kv=ends)
+    tokens = [t[:, 0] for t in inputs()]
+    with pytest.raises(AscendPatchError, match="--cp-comm-type p2p takes no packed sequences"):
+        split(config, "p2p")(*tokens, None, packed_seq_params=packed)
+    packed.local_cp_size = 1
+    with pytest.raises(AscendPatchError, match="--hybrid-context-parallel"):
+        split(config, "a2a")(*tokens, None, packed_seq_params=packed)

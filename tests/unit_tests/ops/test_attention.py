@@ -11,6 +11,7 @@ from megatron.core.transformer.utils import attention_mask_func
 from ascend_patch.ops import attention as package
 from ascend_patch.ops.attention import blockwise, reference
 from ascend_patch.ops.attention import torch as fast
+from tests.unit_tests.ops.attention.parts import check_parts
 from tests.unit_tests.ops.checks import check_against_float64, check_deterministic_backward, relative_error
 
 VARIANTS = [reference, fast]
@@ -168,3 +169,27 @@ def test_bad_shapes():
         attend(query[..., :4], key, value)
     with pytest.raises(ValueError, match=r"must be \[s, b, heads, head_dim\]"):
         attend(query[0], key, value)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("heads", "groups"), [(1, 1), (6, 2), (5, 1)])
+def test_parts_of_the_keys_make_up_the_whole(variant, dtype, heads, groups):
+    check_parts(variant, inputs(9, 14, heads=heads, groups=groups, dtype=dtype), TOLERANCES[dtype])
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_parts_with_values_of_another_head_size(variant):
+    check_parts(variant, inputs(7, 12, b=3, hv=5), TOLERANCES[torch.float32])
+
+
+def test_bad_parts():
+    query, key, value = inputs(4, 3)
+    with pytest.raises(ValueError, match="every query must see a key"):
+        package.attention_forward(query, key, value, scale=1.0, causal=True)
+    output, lse = package.attention_forward(query, key, value, scale=1.0, causal=False)
+    backward = partial(package.attention_backward, scale=1.0, causal=False)
+    with pytest.raises(ValueError, match=r"lse has shape \(2, 4, 3\); it must be \(2, 4, 4\)"):
+        backward(output, query, key, value, output, lse[..., :3])
+    with pytest.raises(ValueError, match="grad_output has shape"):
+        backward(output[..., :3], query, key, value, output, lse)

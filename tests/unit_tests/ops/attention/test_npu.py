@@ -8,6 +8,7 @@ import torch
 
 from ascend_patch.ops.attention import reference
 from ascend_patch.ops.registry import Unsupported
+from tests.unit_tests.ops.attention.parts import check_parts
 from tests.unit_tests.ops.npu_checks import check_on_npu
 
 pytestmark = pytest.mark.npu
@@ -183,3 +184,9 @@ def test_packed_sequences_that_the_operator_does_not_take(npu, npu_device, ends_
     offsets = torch.tensor(ends_q, device=npu_device), torch.tensor(ends_kv, device=npu_device)
     with pytest.raises(Unsupported, match=reason):
         npu.attention_thd(query, key, key, *offsets, scale=1.0, causal=True)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("model", HEADS)
+def test_parts_of_the_keys_make_up_the_whole(npu, npu_device, dtype, model):
+    check_parts(npu, inputs(9, 14, 2, *HEADS[model], dtype), TOLERANCES[dtype], npu_device)

@@ -1,0 +1,18 @@
+"""The script of 32768 tokens, at reduced width and length, as a user starts it."""
+
+import pytest
+
+from tests.system_tests import example, launcher
+
+SCRIPT = launcher.ROOT / "examples" / "mixtral" / "pretrain_mixtral_8x7b_32k_ptd.sh"
+LAYOUT = {"GPUS_PER_NODE": 4, "NNODES": 1, "TP": 2, "CP": 2, "EP": 2}
+RECOMPUTED = ("--recompute-granularity", "full", "--recompute-method", "uniform", "--recompute-num-layers", "1")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["p2p", "a2a", "allgather"])
+def test_it_trains(tmp_path, kind):
+    variables = example.variables(tmp_path, CP_COMM_TYPE=kind, NUM_HEADS=8, NUM_QUERY_GROUPS=2, **LAYOUT)
+    run = launcher.run(["bash", str(SCRIPT), *RECOMPUTED], variables, 240).succeeded()
+    assert sorted(run.iterations) == list(range(1, example.LAST + 1))
+    assert run.losses[example.LAST] < run.losses[1]
