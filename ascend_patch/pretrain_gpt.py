@@ -94,12 +94,18 @@ def loss_func(loss_mask: torch.Tensor, losses: torch.Tensor) -> tuple[torch.Tens
     return loss, num_tokens, {"lm loss": torch.cat([loss.detach().view(1), num_tokens.view(1)])}
 
 
-def forward_step(data_iterator: Iterator, model: torch.nn.Module) -> tuple:
-    """Forward one micro batch; returns per-token losses and what turns them into a loss."""
+def forward_step(data_iterator: Iterator, model: torch.nn.Module, return_schedule_plan: bool = False) -> tuple:
+    """Forward one micro batch; returns per-token losses and what turns them into a loss.
+
+    Args:
+        return_schedule_plan: in place of the losses return the plan by which upstream computes them in parts
+            (``--overlap-moe-expert-parallel-comm``).
+    """
     batch = {name: tensor.cuda(non_blocking=True) for name, tensor in next(data_iterator).items()}
     packing = packed_seq_params(batch)
     batch = part_of_batch(batch)
-    losses = model(
+    compute = model.build_schedule_plan if return_schedule_plan else model
+    losses = compute(
         batch["tokens"],
         batch["position_ids"],
         batch.get("attention_mask"),
