@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from tests.system_tests import parity, releases
-from tests.system_tests.mixtral import title
+from tests.system_tests.launcher import Iteration, train
+from tests.system_tests.mixtral import CAPACITY, EP2, tiny, title
 from tests.system_tests.report import Compared
 
 pytestmark = [pytest.mark.npu, pytest.mark.usefixtures("npu_device"), pytest.mark.timeout(1200)]
@@ -51,6 +52,18 @@ def test_parity_with_the_cpu_device(
 def test_checkout(checkout: Path, layout: str, precision: str, tmp_path: Path, compared: Compared) -> None:
     """Unmodified checkouts, stock script, GPU flags."""
     check(layout, precision, tmp_path, compared, checkout.name, megatron=checkout, script=checkout / "pretrain_gpt.py")
+
+
+def test_overlap_changes_no_bit() -> None:
+    """Gradients, parameters, tokens of one micro batch beside the computation of another; with a capacity of experts."""
+
+    def iterations(**overlap: bool) -> dict[int, Iteration]:
+        flags = tiny(**EP2 | CAPACITY | overlap)
+        return train(flags, processes=2, variables={"ASCEND_PATCH_DEVICE": "npu"}).succeeded().iterations
+
+    plain = iterations(overlap_grad_reduce=False, overlap_param_gather=False)
+    assert len(plain) == 3
+    assert iterations(overlap_moe_expert_parallel_comm=True) == plain
 
 
 def check(layout: str, precision: str, folder: Path, compared: Compared, release: str, **start: object) -> None:
