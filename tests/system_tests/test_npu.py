@@ -75,4 +75,5 @@ def check(layout: str, precision: str, folder: Path, compared: Compared, release
     run, report = parity.train_on("npu", layout, precision, weights, **start)
     what = f"NPU and cpu, {title(parity.LAYOUTS[layout][1])}, {precision}, {release}"
     parity.check_parity(compared, what, ("npu", run), ("cpu", reference), precision)
-    parity.check_npu_ran(report)
+    # Where tokens are dropped, not all have equally many experts, and the NPU's operator takes no others.
+    parity.check_npu_ran(report, frozenset({"permute"} if layout == "ep2_drop" else ()))
