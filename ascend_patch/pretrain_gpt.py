@@ -8,7 +8,7 @@ torchrun's ``-m ascend_patch.run``.
 Every rank reads its own copy of each micro batch, so that no release-dependent broadcast is needed.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 
 import torch
@@ -104,7 +104,7 @@ def forward_step(data_iterator: Iterator, model: torch.nn.Module, return_schedul
     batch = {name: tensor.cuda(non_blocking=True) for name, tensor in next(data_iterator).items()}
     packing = packed_seq_params(batch)
     batch = part_of_batch(batch)
-    compute = model.build_schedule_plan if return_schedule_plan else model
+    compute: Callable = model.build_schedule_plan if return_schedule_plan else model
     losses = compute(
         batch["tokens"],
         batch["position_ids"],

@@ -55,7 +55,7 @@ def test_checkout(checkout: Path, layout: str, precision: str, tmp_path: Path, c
 
 
 def test_overlap_changes_no_bit() -> None:
-    """Gradients, parameters, tokens of one micro batch beside the computation of another; with a capacity of experts."""
+    """Gradients, parameters, and tokens of one micro batch beside another; experts have a capacity."""
 
     def iterations(**overlap: bool) -> dict[int, Iteration]:
         flags = tiny(**EP2 | CAPACITY | overlap)
