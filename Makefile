@@ -75,6 +75,7 @@ check: venv
 bench: venv
 	@$(PY) -m benchmarks
 	@$(PY) -m benchmarks.npu_work
+	@$(PY) -m benchmarks.comm_work
 	@$(PY) -m benchmarks.determinism
 	@$(PY) -m benchmarks.preprocess
 	@$(PY) -m benchmarks.convert
