@@ -2,9 +2,10 @@
 
 Eight ranks train a small Mixtral with upstream's loop: *stock* with torch_npu's translation of ``torch.cuda`` and the
 flags that upstream needs without TransformerEngine, *ours* with every patch and the flags of a GPU script. Counted is
-what rank 0 gives to collectives in the last of a few steps. Tokens go to random
-experts, the same on both sides, so that the bytes do not depend on initial weights. Upstream cannot split a sequence without TransformerEngine,
-so that context parallel layouts have one side. Nothing here is a time: a simulated device has none.
+what rank 0 gives to collectives in the last of a few steps. Tokens go to random experts in about equal shares, so that
+their bytes depend little on initial weights; they are not exactly those of the other side. Upstream cannot split a
+sequence without TransformerEngine: context parallel layouts have one side. Nothing here is a time: a simulated device
+has none.
 """
 
 import argparse
