@@ -8,8 +8,9 @@ torchrun's ``-m ascend_patch.run``.
 Every rank reads its own copy of each micro batch, so that no release-dependent broadcast is needed.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
+from typing import Any
 
 import torch
 from megatron.core.datasets.blended_megatron_dataset_builder import BlendedMegatronDatasetBuilder
@@ -104,7 +105,7 @@ def forward_step(data_iterator: Iterator, model: torch.nn.Module, return_schedul
     batch = {name: tensor.cuda(non_blocking=True) for name, tensor in next(data_iterator).items()}
     packing = packed_seq_params(batch)
     batch = part_of_batch(batch)
-    compute: Callable = model.build_schedule_plan if return_schedule_plan else model
+    compute: Any = model.build_schedule_plan if return_schedule_plan else model
     losses = compute(
         batch["tokens"],
         batch["position_ids"],
