@@ -76,6 +76,7 @@ bench: venv
 	@$(PY) -m benchmarks
 	@$(PY) -m benchmarks.npu_work
 	@$(PY) -m benchmarks.context_parallel
+	@$(PY) -m benchmarks.comm_work
 	@$(PY) -m benchmarks.determinism
 	@$(PY) -m benchmarks.preprocess
 	@$(PY) -m benchmarks.convert

@@ -17,11 +17,13 @@ from ascend_patch.engine.errors import AscendPatchError, DeclarationError
 PATIENCE = 5.0
 
 #: Of torch.distributed, which is not imported for this.
+_COLLECTIVES = "torch.distributed.distributed_c10d"
 _LOST_KINDS = ("DistStoreError", "DistNetworkError")
 _LOST_TEXTS = ("Timed out waiting", "Connection closed by peer", "Connection reset by peer", "connectFullMesh failed")
 _UNREACHABLE = (
-    "rank {rank} lost another rank: {error}. Either that rank has ended, and the output of the rank that failed first "
-    "has the cause, or the network between the nodes is down. --distributed-timeout-minutes is how long a rank waits. "
+    "rank {rank} lost another rank{where}: {error}. Either that rank has ended, and the output of the rank that failed "
+    "first has the cause, or it never came to this call, or the network between the nodes is down. "
+    "--distributed-timeout-minutes is how long a rank waits. "
     "The same command goes on from the last checkpoint, if --load names the folder of --save."
 )
 
@@ -48,7 +50,8 @@ class _Hook:
             self.previous(kind, error, traceback)
             if is_of_communication(error):
                 said = str(error).partition("\n")[0].rstrip(".")
-                print(f"ascend_patch: {_UNREACHABLE.format(rank=rank(), error=said)}", file=sys.stderr)
+                where = waited_in(traceback)
+                print(f"ascend_patch: {_UNREACHABLE.format(rank=rank(), where=where, error=said)}", file=sys.stderr)
             return
         if rank() != 0:
             time.sleep(PATIENCE)
@@ -60,6 +63,21 @@ def is_of_communication(error: BaseException) -> bool:
     return type(error).__name__ in _LOST_KINDS or (
         isinstance(error, RuntimeError) and any(text in str(error) for text in _LOST_TEXTS)
     )
+
+
+def waited_in(traceback: TracebackType | None) -> str:
+    """ " in all_reduce of group TENSOR_MODEL_PARALLEL_GROUP, ranks 0 1", or nothing where no frame is of a collective.
+
+    Gloo's errors do not say that, and a handle that is waited for later does not know.
+    """
+    while traceback is not None:
+        frame, traceback = traceback.tb_frame, traceback.tb_next
+        if frame.f_globals.get("__name__") == _COLLECTIVES:
+            distributed = sys.modules["torch.distributed"]
+            group = frame.f_locals.get("group") or distributed.group.WORLD
+            ranks = " ".join(map(str, distributed.get_process_group_ranks(group)))
+            return f" in {frame.f_code.co_name} of group {group.group_desc}, ranks {ranks}"
+    return ""
 
 
 def find(error: BaseException | None) -> AscendPatchError | None:

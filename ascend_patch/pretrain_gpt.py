@@ -10,6 +10,7 @@ Every rank reads its own copy of each micro batch, so that no release-dependent 
 
 from collections.abc import Iterator
 from functools import partial
+from typing import Any
 
 import torch
 from megatron.core.datasets.blended_megatron_dataset_builder import BlendedMegatronDatasetBuilder
@@ -94,12 +95,18 @@ def loss_func(loss_mask: torch.Tensor, losses: torch.Tensor) -> tuple[torch.Tens
     return loss, num_tokens, {"lm loss": torch.cat([loss.detach().view(1), num_tokens.view(1)])}
 
 
-def forward_step(data_iterator: Iterator, model: torch.nn.Module) -> tuple:
-    """Forward one micro batch; returns per-token losses and what turns them into a loss."""
+def forward_step(data_iterator: Iterator, model: torch.nn.Module, return_schedule_plan: bool = False) -> tuple:
+    """Forward one micro batch; returns per-token losses and what turns them into a loss.
+
+    Args:
+        return_schedule_plan: in place of the losses return the plan by which upstream computes them in parts
+            (``--overlap-moe-expert-parallel-comm``).
+    """
     batch = {name: tensor.cuda(non_blocking=True) for name, tensor in next(data_iterator).items()}
     packing = packed_seq_params(batch)
     batch = part_of_batch(batch)
-    losses = model(
+    compute: Any = model.build_schedule_plan if return_schedule_plan else model
+    losses = compute(
         batch["tokens"],
         batch["position_ids"],
         batch.get("attention_mask"),

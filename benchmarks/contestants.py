@@ -97,9 +97,9 @@ STOCK_FLAGS = (
 GPU_FLAGS = ("--moe-grouped-gemm", "--moe-permute-fusion", "--use-flash-attn")
 
 
-def without_patches() -> dict[str, str]:
-    """The environment of stock upstream: nothing but the translation of the device."""
-    return {"ASCEND_PATCH_DISABLE": ",".join(sorted({patch.id for patch in PATCHES} - NEEDED_TO_START))}
+def without_patches(kept: frozenset[str] = frozenset()) -> dict[str, str]:
+    """The environment of stock upstream: nothing but the translation of the device, and the patches ``kept``."""
+    return {"ASCEND_PATCH_DISABLE": ",".join(sorted({patch.id for patch in PATCHES} - NEEDED_TO_START - kept))}
 
 
 def flags(dtype: str, model: Mixtral = MODEL) -> tuple[str, ...]:

@@ -4,6 +4,7 @@ Without this upstream advises to install TransformerEngine, fails while it build
 runs and silently does not do what the flag says.
 """
 
+import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial, wraps
@@ -18,7 +19,8 @@ from ascend_patch.features.conditions import on_cpu, without_transformer_engine
 class Refusal:
     """A flag, the parsed argument it sets, why it is refused and what to do.
 
-    ``allowed`` is the argument's value that means the flag was not given.
+    ``allowed`` is the argument's value that means the flag was not given. With ``only`` no other value is refused, with
+    ``unless`` none is where that module is installed.
     """
 
     flag: str
@@ -26,6 +28,14 @@ class Refusal:
     reason: str
     instead: str
     allowed: Any = False
+    only: Any = None
+    unless: str | None = None
+
+    def refuses(self, value: Any) -> bool:
+        """Whether ``value``, of the parsed argument, is refused here."""
+        if value in (self.allowed, None) or self.only not in (None, value):
+            return False
+        return self.unless is None or importlib.util.find_spec(self.unless) is None
 
 
 WITHOUT_TRANSFORMER_ENGINE = (
@@ -34,6 +44,27 @@ WITHOUT_TRANSFORMER_ENGINE = (
         "hybrid_context_parallel",
         "context parallel groups that change from batch to batch need TransformerEngine.",
         "Leave it out: --context-parallel-size shares every sequence alike.",
+    ),
+    Refusal(
+        "--moe-token-dispatcher-type",
+        "moe_token_dispatcher_type",
+        "that dispatcher runs on DeepEP, HybridEP or NCCL EP, which are kernels for NVIDIA GPUs, and module deep_ep is "
+        "not installed.",
+        "Use --moe-token-dispatcher-type alltoall or allgather: the same tokens reach the same experts.",
+        only="flex",
+        unless="deep_ep",
+    ),
+    Refusal(
+        "--delay-wgrad-compute",
+        "delay_wgrad_compute",
+        "computing weight gradients apart from the rest of the backward pass needs TransformerEngine's linear layers.",
+        "Leave it out: the results are the same, and --overlap-moe-expert-parallel-comm works without it.",
+    ),
+    Refusal(
+        "--overlap-dispatch-backward-with-experts-wgrad",
+        "overlap_dispatch_backward_with_experts_wgrad",
+        "computing weight gradients apart from the rest of the backward pass needs TransformerEngine's linear layers.",
+        "Use --overlap-moe-expert-parallel-comm.",
     ),
     Refusal(
         "--moe-router-fusion",
@@ -81,7 +112,7 @@ def _refusing(refusals: tuple[Refusal, ...], original: Callable) -> Callable:
     def validate_args(args, *rest, **kwargs):
         for refusal in refusals:
             value = getattr(args, refusal.argument, refusal.allowed)
-            if value not in (refusal.allowed, None):
+            if refusal.refuses(value):
                 given = refusal.flag if value is True else f"{refusal.flag} {value}"
                 raise AscendPatchError(f"{given} was given, but {refusal.reason} {refusal.instead}")
         return original(args, *rest, **kwargs)

@@ -52,6 +52,7 @@ TP2_SP = {"tensor_model_parallel_size": 2, "sequence_parallel": True}
 EP2 = {"expert_model_parallel_size": 2}
 CP2 = {"context_parallel_size": 2}
 PP2 = {"pipeline_model_parallel_size": 2}
+CAPACITY = {"moe_expert_capacity_factor": 1.0}
 TP2_PP2_EP2 = TP2_SP | PP2 | EP2
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 from tests.system_tests.launcher import Run, train
-from tests.system_tests.mixtral import CP2, EP2, ONE, PP2, TP2_PP2_EP2, TP2_SP, tiny
+from tests.system_tests.mixtral import CAPACITY, CP2, EP2, ONE, PP2, TP2_PP2_EP2, TP2_SP, tiny
 from tests.system_tests.report import Compared
 
 ITERATIONS = 10
@@ -24,6 +24,7 @@ LAYOUTS = {
     "cp2_tp2_ep2": (4, CP2 | TP2_SP | EP2),
     "etp2": (2, {"expert_tensor_parallel_size": 2}),
     "tp2_ep2_etp1": (2, TP2_SP | EP2 | {"expert_tensor_parallel_size": 1}),
+    "ep2_drop": (2, EP2 | CAPACITY),
 }
 """Processes and flags by name."""
 

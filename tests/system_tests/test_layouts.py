@@ -14,7 +14,7 @@ from ascend_patch.checkpoint.convert import Options, convert
 from ascend_patch.run import BUNDLED
 from tests.system_tests import bits, hugging_face, parity, real_text
 from tests.system_tests.megatron_server import Server
-from tests.system_tests.mixtral import CP2, ONE, tiny, title
+from tests.system_tests.mixtral import CAPACITY, CP2, EP2, ONE, PP2, TP2_SP, tiny, title
 from tests.system_tests.report import Compared
 
 pytestmark = [pytest.mark.system, pytest.mark.xdist_group("logits")]  # that of the server
@@ -40,9 +40,43 @@ LAYOUTS = parity.LAYOUTS | {
         },
     ),
 }
+MODES = {
+    "allgather": {"moe_token_dispatcher_type": "allgather"},
+    "drop": CAPACITY,
+    "drop_by_position": CAPACITY | {"moe_token_drop_policy": "position"},
+    "pad": CAPACITY | {"moe_pad_expert_input_to_capacity": True},
+}
+"""How tokens reach experts, where it is not alltoall without a capacity."""
+LAYOUTS |= {
+    f"{layout}_{mode}": (processes, flags | MODES[mode])
+    for mode in MODES
+    for layout, (processes, flags) in parity.LAYOUTS.items()
+    if layout in ("one", "ep2", "etp2", "tp2_ep2_etp1")
+}
+DISPATCHED = [f"{layout}_{mode}" for mode in MODES for layout in ("ep2", "etp2")]
+DISPATCHED += ["tp2_ep2_etp1", "tp2_ep2_etp1_allgather"]  # with a capacity each tensor parallel rank has one of its own
+LAYOUTS |= {
+    "tp2_ep4": (8, TP2_SP | {"expert_model_parallel_size": 4}),
+    "tp2_ep4_etp1_allgather": (
+        4,
+        TP2_SP | {"expert_model_parallel_size": 4, "expert_tensor_parallel_size": 1} | MODES["allgather"],
+    ),
+}
+BF16 = EP2 | {"bf16": True}
+NO_OVERLAP = {"overlap_grad_reduce": False, "overlap_param_gather": False}
+LAYOUTS |= {
+    "ep2_no_overlap": (2, EP2 | NO_OVERLAP),
+    "ep2_bf16": (2, BF16),
+    "ep2_bf16_overlap": (2, BF16 | {"overlap_moe_expert_parallel_comm": True}),
+    "vpp2_ep2_bf16": (4, PP2 | BF16 | {"num_layers_per_virtual_pipeline_stage": 1}),
+    "vpp2_ep2_bf16_overlap": (
+        4,
+        PP2 | BF16 | {"num_layers_per_virtual_pipeline_stage": 1, "overlap_moe_expert_parallel_comm": True},
+    ),
+}
 CONTEXT = ("cp2", "cp2_a2a", "cp2_allgather", "cp4_each_layer", "cp2_tp2_ep2")
-COMPARED = ("tp2_sp", "ep2", "pp2", "tp2_pp2_ep2", *CONTEXT)
-FAST = ("ep2", "cp2")
+COMPARED = ("tp2_sp", "ep2", "pp2", "tp2_pp2_ep2", *CONTEXT, "etp2", *DISPATCHED, "tp2_ep4", "tp2_ep4_etp1_allgather")
+FAST = ("ep2", "cp2", "ep2_allgather", "ep2_pad", "etp2")
 
 Losses = dict[int, float]
 
@@ -81,7 +115,8 @@ def losses(server: Server, weights: Path, tmp_path_factory: pytest.TempPathFacto
     "layout", [*FAST, *(pytest.param(name, marks=pytest.mark.slow) for name in COMPARED if name not in FAST)]
 )
 def test_layouts_agree(losses: Callable[[str], Losses], compared: Compared, layout: str) -> None:
-    alone, together = losses("one"), losses(layout)
+    mode = next((name for name in MODES if layout.endswith(f"_{name}") and name != "allgather"), None)
+    alone, together = losses(f"one_{mode}" if mode else "one"), losses(layout)
     assert sorted(alone) == sorted(together) == list(range(1, ITERATIONS + 1))
     assert alone[ITERATIONS] < alone[1] - 0.5  # it learns
     name = title(LAYOUTS[layout][1])
@@ -92,6 +127,28 @@ def test_layouts_agree(losses: Callable[[str], Losses], compared: Compared, layo
         FIRST,
         ALL,
     )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["drop", "drop_by_position"])
+def test_tokens_are_dropped(losses: Callable[[str], Losses], mode: str) -> None:
+    """The comparisons of these modes are of something: the capacity is too small for some expert."""
+    assert losses(f"one_{mode}") != losses("one")
+    assert losses("one_drop") != losses("one_drop_by_position")
+    assert losses("one_pad")[1] == pytest.approx(losses("one_drop")[1], rel=FIRST)
+
+
+@pytest.mark.parametrize(
+    ("overlapped", "plain"),
+    [
+        ("ep2", "ep2_no_overlap"),
+        ("ep2_bf16_overlap", "ep2_bf16"),
+        pytest.param("vpp2_ep2_bf16_overlap", "vpp2_ep2_bf16", marks=pytest.mark.slow),
+    ],
+)
+def test_overlap_changes_no_bit(losses: Callable[[str], Losses], overlapped: str, plain: str) -> None:
+    """Gradients and parameters, and tokens of one micro batch beside the computation of another."""
+    assert losses(overlapped) == losses(plain)
 
 
 def test_another_initialisation_does_not_agree(losses: Callable[[str], Losses], server: Server, tmp_path: Path) -> None:
@@ -107,3 +164,23 @@ def test_what_cannot_be_split_is_refused(server: Server, weights: Path, tmp_path
     ended = server.run(BUNDLED, flags(odd, tmp_path, weights), processes=2).failed()
     (paragraph,) = ended.paragraphs
     assert "--seq-length 30 with --context-parallel-size 2" in paragraph
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (
+            {"moe_token_dispatcher_type": "flex"},
+            ("--moe-token-dispatcher-type flex", "deep_ep is not installed", "alltoall or allgather"),
+        ),
+        (
+            {"overlap_moe_expert_parallel_comm": True, "delay_wgrad_compute": True},
+            ("--delay-wgrad-compute", "TransformerEngine", "--overlap-moe-expert-parallel-comm works without"),
+        ),
+    ],
+    ids=["flex", "delay_wgrad"],
+)
+def test_what_needs_libraries_for_gpus_is_refused(server: Server, flags: dict, words: tuple[str, ...]) -> None:
+    (paragraph,) = server.run(BUNDLED, tiny(**flags)).failed().paragraphs
+    for expected in words:
+        assert expected in paragraph

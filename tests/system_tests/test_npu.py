@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from tests.system_tests import parity, releases
-from tests.system_tests.mixtral import title
+from tests.system_tests.launcher import Iteration, train
+from tests.system_tests.mixtral import CAPACITY, EP2, tiny, title
 from tests.system_tests.report import Compared
 
 pytestmark = [pytest.mark.npu, pytest.mark.usefixtures("npu_device"), pytest.mark.timeout(1200)]
@@ -77,6 +78,18 @@ def test_checkout(checkout: Path, layout: str, precision: str, tmp_path: Path, c
     check(layout, precision, tmp_path, compared, checkout.name, megatron=checkout, script=checkout / "pretrain_gpt.py")
 
 
+def test_overlap_changes_no_bit() -> None:
+    """Gradients, parameters, and tokens of one micro batch beside another; experts have a capacity."""
+
+    def iterations(**overlap: bool) -> dict[int, Iteration]:
+        flags = tiny(**EP2 | CAPACITY | overlap)
+        return train(flags, processes=2, variables={"ASCEND_PATCH_DEVICE": "npu"}).succeeded().iterations
+
+    plain = iterations(overlap_grad_reduce=False, overlap_param_gather=False)
+    assert len(plain) == 3
+    assert iterations(overlap_moe_expert_parallel_comm=True) == plain
+
+
 def check(
     layout: str,
     precision: str,
@@ -94,4 +107,5 @@ def check(
     run, report = parity.train_on("npu", layout, precision, weights, changes, **start)
     what = f"NPU and cpu, {title(parity.LAYOUTS[layout][1])}, {precision}, {release}"
     parity.check_parity(compared, what, ("npu", run), ("cpu", reference), precision)
-    parity.check_npu_ran(report)
+    # Where tokens are dropped, not all have equally many experts, and the NPU's operator takes no others.
+    parity.check_npu_ran(report, frozenset({"permute"} if layout == "ep2_drop" else ()))

@@ -12,7 +12,7 @@ from ascend_patch.engine.patch import Environment, Patch
 from ascend_patch.features import PATCHES
 from tests.system_tests import releases
 from tests.system_tests.launcher import Run, train
-from tests.system_tests.mixtral import tiny
+from tests.system_tests.mixtral import CAPACITY, tiny
 
 pytestmark = pytest.mark.xdist_group("patches")  # one worker: they share runs
 
@@ -171,8 +171,24 @@ def applies_here(patch: Patch) -> bool:
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.ids[0])
 def test_losses_agree(row: Row, losses: Callable[..., dict[int, float]]) -> None:
-    with_patch = losses((), row.trained, **row.both)
-    without = losses(row.ids, row.trained, **{**row.both, **row.without})
+    check(losses((), row.trained, **row.both), losses(row.ids, row.trained, **{**row.both, **row.without}))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "mode",
+    [{}, {"moe_token_drop_policy": "position"}, {"moe_pad_expert_input_to_capacity": True}],
+    ids=["drop", "drop_by_position", "pad"],
+)
+def test_capacity_agrees(mode: dict, losses: Callable[..., dict[int, float]]) -> None:
+    """With upstream's own routing and dispatch, where experts have a capacity."""
+    routing = ("moe.permute", "moe.router_topk", "moe.router_aux_loss", "moe.split_sizes")
+    mode = mode | CAPACITY
+    check(losses((), False, **mode), losses(routing, False, **mode, moe_permute_fusion=False))
+
+
+def check(with_patch: dict[int, float], without: dict[int, float]) -> None:
+    """The losses agree, and the model learns."""
     difference = {number: abs(without[number] / loss - 1) for number, loss in with_patch.items()}
     assert difference[1] <= FIRST, difference
     assert max(difference.values()) <= LATER, difference

@@ -1,8 +1,10 @@
 """What a user sees of an error: one paragraph, from rank 0 first."""
 
 import sys
+from pathlib import Path
 
 import pytest
+import torch
 
 from ascend_patch import failure
 from ascend_patch.engine.errors import AscendPatchError, DeclarationError
@@ -66,6 +68,28 @@ def test_a_lost_rank_is_explained(others: list[type], capsys: pytest.CaptureFixt
     said = capsys.readouterr().err
     assert said.startswith(f"ascend_patch: rank 0 lost another rank: {text}. Either")
     assert said.count("\n") == 1
+
+
+def test_the_collective_is_named(
+    others: list[type], capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    store = torch.distributed.FileStore(str(tmp_path / "store"), 1)
+    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+    try:
+        group = torch.distributed.new_group([0], group_desc="EXPERT_MODEL_PARALLEL_GROUP")
+
+        def lost(*_: object) -> None:
+            raise RuntimeError("Timed out waiting 60000ms for recv")
+
+        monkeypatch.setattr(torch.distributed.distributed_c10d, "_check_single_tensor", lost)
+        with pytest.raises(RuntimeError) as raised:
+            torch.distributed.all_reduce(torch.ones(1), group=group)
+        sys.excepthook(raised.type, raised.value, raised.tb)
+    finally:
+        torch.distributed.destroy_process_group()
+    assert "lost another rank in all_reduce of group EXPERT_MODEL_PARALLEL_GROUP, ranks 0: Timed out" in (
+        capsys.readouterr().err
+    )
 
 
 def test_other_ranks_wait(others: list[type], capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:

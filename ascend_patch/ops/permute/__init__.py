@@ -104,7 +104,7 @@ def sort_chunks(
         probs: ``[T]`` or None, reordered in the same way.
 
     Returns:
-        ``(x, probs)`` in the new order; possibly the inputs themselves where the order stays the same.
+        ``(x, probs)`` in the new order; possibly the inputs themselves where ``sorted_idxs`` is ascending.
     """
     sizes = split_sizes.tolist() if isinstance(split_sizes, Tensor) else list(split_sizes)
     order = sorted_idxs.tolist() if isinstance(sorted_idxs, Tensor) else list(sorted_idxs)

@@ -45,13 +45,13 @@ def sort_chunks(
     x: Tensor, split_sizes: list[int], sorted_idxs: list[int], probs: Tensor | None = None
 ) -> tuple[Tensor, Tensor | None]:
     """See :func:`ascend_patch.ops.permute.sort_chunks`."""
-    order = [i for i in sorted_idxs if split_sizes[i] > 0]
-    if order == sorted(order):
+    # Not where other chunks are merely empty: upstream frees the input (--overlap-moe-expert-parallel-comm).
+    if list(sorted_idxs) == sorted(sorted_idxs):
         return x, probs
 
     def reorder(t: Tensor) -> Tensor:
         chunks = t.split(split_sizes)
-        return torch.cat([chunks[i] for i in order])
+        return torch.cat([chunks[i] for i in sorted_idxs])
 
     return reorder(x), reorder(probs) if probs is not None else None
 
