@@ -11,7 +11,7 @@ from ascend_patch.commands import drift, megatron
 from ascend_patch.commands.local import DEVICES, environment
 from ascend_patch.commands.megatron import Megatron
 from ascend_patch.commands.output import print_json, print_table
-from ascend_patch.compat.upstream import generates
+from ascend_patch.compat.upstream import has_dynamic_engine
 from ascend_patch.config import Config
 from ascend_patch.engine.apply import check_ids, skip_reason
 from ascend_patch.engine.contract import Contract
@@ -39,6 +39,7 @@ def run(arguments: argparse.Namespace) -> int:
     disabled = Config.from_environment().disabled
     check_ids(disabled, PATCHES)
     contract = Contract.load()
+    engine = _engine(place)
     rows = [expectation(patch, where, place, contract, disabled) for patch in PATCHES]
     report = read_json(arguments.report) if arguments.report else {"patches": [], "operators": {}}
     recorded, operators = _recorded(report, arguments.report), _operators(report, arguments.report)
@@ -47,12 +48,14 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.json:
         about: dict[str, Any] = {"ascend_patch": __version__, "device": where.device, "megatron": place.version}
         ran = {"operators": report["operators"]} if arguments.report else {}
-        about["generation"] = generates(place.version)
+        about["generation"] = engine
         print_json(about | {"origin": place.origin, "patches": rows} | ran)
     else:
         print(f"ascend_patch {__version__} · device {where.device} · Megatron-LM {place.version} ({place.origin})")
-        if not generates(place.version):
-            print("Generation and evaluation need Megatron-LM 0.17.1 or newer.")
+        if engine is None:
+            print("Generation and evaluation need Megatron-LM 0.17.1 or newer, or a checkout.")
+        elif engine == "static":
+            print("Generation and evaluation take the static inference engine: one request at a time, no beam search.")
         print_table(*_table(rows, arguments.report is not None))
         if operators:
             print()
@@ -84,6 +87,13 @@ def expectation(
         return row | {"state": "not shipped", "detail": f"{patch.module} is not part of this installation"}
     detail = "; ".join(map(str, found.findings))
     return row | {"state": "fails" if found.stops_a_run else "applies", "detail": detail}
+
+
+def _engine(place: Megatron) -> str | None:
+    """Which of upstream's inference engines generates: "dynamic", "static", or None where nothing loads a model."""
+    if has_dynamic_engine(place.version):
+        return "dynamic"
+    return "static" if place.tree.source("megatron.training") is not None else None
 
 
 def _recorded(report: dict[str, Any], path: Path | None) -> dict[tuple[str, str], list[dict[str, str]]]:

@@ -65,15 +65,19 @@ def require_supported(megatron: Upstream) -> None:
         )
 
 
-def generates(version: str) -> bool:
-    """Whether the dynamic inference engine of a release can serve :mod:`ascend_patch.generation`."""
+def has_dynamic_engine(version: str) -> bool:
+    """Whether the dynamic inference engine of a release can serve :mod:`ascend_patch.generation`, not the static one.
+
+    That of 0.16 has another interface.
+    """
     return Version(version) >= Version("0.17.0")
 
 
 def require_generation(megatron: Upstream) -> None:
-    """Raise :class:`AscendPatchError` unless ``megatron`` :func:`generates`."""
-    if not generates(megatron.version):
+    """Raise :class:`AscendPatchError` if ``megatron`` is a wheel of before 0.17: it has no ``megatron.training``."""
+    if not has_dynamic_engine(megatron.version) and not (megatron.path / "megatron" / "training").is_dir():
         raise AscendPatchError(
-            f"Megatron-LM {megatron.version} at {megatron.path} cannot generate or evaluate: its inference engine has "
-            "another interface, and its wheel nothing that loads a model. Use a release from 0.17.1 on."
+            f"Megatron-LM {megatron.version} at {megatron.path} cannot generate or evaluate: it has no "
+            "megatron.training, which loads a model. Use a release from 0.17.1 on, or put a Megatron-LM checkout on "
+            "PYTHONPATH."
         )

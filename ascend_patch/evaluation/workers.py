@@ -10,7 +10,7 @@ from typing import Any, Self
 import torch
 
 from ascend_patch.generation import ranks
-from ascend_patch.generation.engine import Engine, Request
+from ascend_patch.generation.base_engine import BaseEngine, Request
 from ascend_patch.generation.sampling import SamplingOptions
 from ascend_patch.generation.scoring import Pair, Score, Scorer
 
@@ -27,10 +27,10 @@ class Workers:
         build_engine: makes the engine when it is needed; most tasks do not generate.
     """
 
-    def __init__(self, scorer: Scorer, build_engine: Callable[[], Engine]) -> None:
+    def __init__(self, scorer: Scorer, build_engine: Callable[[], BaseEngine]) -> None:
         self._scorer = scorer
         self._build_engine = build_engine
-        self._engine: Engine | None = None
+        self._engine: BaseEngine | None = None
         # Rank 0 prepares the prompts of a whole data set first.
         self._group = ranks.patient_group()
         self._together = True
@@ -80,7 +80,9 @@ class Workers:
             complete(self._engine, requests, on_results)
 
 
-def complete(engine: Engine, prompts: Sequence[Prompt], on_texts: Callable[[list[tuple[int, str]]], object]) -> None:
+def complete(
+    engine: BaseEngine, prompts: Sequence[Prompt], on_texts: Callable[[list[tuple[int, str]]], object]
+) -> None:
     """Generate for all prompts, each with its own options; texts go to ``on_texts`` when they are ready."""
     waiting = deque(enumerate(prompts))
     running: dict[int, Request] = {}

@@ -1,4 +1,4 @@
-"""Text from a model that Megatron-LM trained: sampling, chat, a server, and log-likelihoods, on upstream's engine."""
+"""Text from a model that Megatron-LM trained: sampling, chat, a server, and log-likelihoods, on upstream's engines."""
 
 from ascend_patch.compat.upstream import locate, require_generation
 

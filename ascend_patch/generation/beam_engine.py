@@ -14,8 +14,9 @@ from megatron.core import parallel_state
 from torch import Tensor
 
 from ascend_patch.generation import ranks
+from ascend_patch.generation.base_engine import Request
 from ascend_patch.generation.beam_search import BeamOptions, Beams, Candidate
-from ascend_patch.generation.engine import Engine, Request
+from ascend_patch.generation.engine import Engine
 from ascend_patch.generation.errors import GenerationError
 from ascend_patch.generation.sampling import SamplingOptions
 
@@ -62,11 +63,10 @@ class BeamEngine(Engine):
         """
         self._check(prompt)
         self._beams.check(options)
-        request = Request(self._next, list(prompt), options, self.tokenizer, begins_anew)
-        self._next += 1
-        most = min(options.max_new_tokens, self.max_sequence_length - len(prompt))
+        request = self._new_request(prompt, options, begins_anew)
         end = self._end(options)
-        self._waiting.append(_Group(request, Beams(prompt, self._beams, most, None if end < 0 else end)))
+        beams = Beams(prompt, self._beams, self._most_tokens(request), None if end < 0 else end)
+        self._waiting.append(_Group(request, beams))
         return request
 
     @property

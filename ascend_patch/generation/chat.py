@@ -9,7 +9,7 @@ import numpy as np
 from ascend_patch.data.conversations import from_messages
 from ascend_patch.data.errors import DataError
 from ascend_patch.data.templates import Template
-from ascend_patch.generation.engine import Engine, Request
+from ascend_patch.generation.base_engine import BaseEngine, Request
 from ascend_patch.generation.errors import GenerationError
 from ascend_patch.generation.sampling import SamplingOptions
 
@@ -60,7 +60,9 @@ def _may_begin(text: str, stops: Sequence[str]) -> int:
 class Chat:
     """One conversation, of which the engine answers one message after the other."""
 
-    def __init__(self, engine: Engine, template: Template, options: SamplingOptions, system: str | None = None) -> None:
+    def __init__(
+        self, engine: BaseEngine, template: Template, options: SamplingOptions, system: str | None = None
+    ) -> None:
         self._engine = engine
         self._template = template
         self._options = options

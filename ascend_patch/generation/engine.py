@@ -3,16 +3,11 @@
 Upstream schedules, batches and keeps the cache. What is added here is the choice of tokens
 (:mod:`ascend_patch.generation.sampling`), made where the model hands its logits back to the engine, and the end of a
 request at a text or because nobody wants it any more.
-
-In a job of several ranks every rank calls every method with the same arguments, in the same order, and gets the same
-results. :meth:`Engine.generate` shares the prompts out over the data parallel ranks; of requests that are submitted one
-by one, each of these ranks works on all.
 """
 
 import importlib.util
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from megatron.core import parallel_state
@@ -26,68 +21,20 @@ from torch import Tensor
 
 from ascend_patch.compat.inference import keeps_prefixes
 from ascend_patch.generation import ranks
+from ascend_patch.generation.base_engine import BaseEngine, Request
 from ascend_patch.generation.decoding import shorten
-from ascend_patch.generation.errors import GenerationError
 from ascend_patch.generation.sampling import Choice, SamplingOptions, choose
-from ascend_patch.generation.shares import Shares
 from ascend_patch.ops import registry
-
-Finish = Literal["stop", "length", "cancelled"]
 
 BLOCK_TOKENS = 256
 """Tokens in a block of the cache: FlashAttention 2 takes multiples of 256, Ascend's operator of 128 up to 512."""
 
-_TOKENS_OF_A_CHARACTER = 4
-"""At most, where a tokenizer falls back to bytes."""
 
-_FILLER = ([0, 0], SamplingOptions(max_new_tokens=1, ignore_eos=True))
-"""A request of a rank that has none: the experts on it are needed by the others."""
-
-
-@dataclass
-class Request:
-    """A prompt and what has been generated for it so far."""
-
-    id: int
-    prompt: list[int]
-    options: SamplingOptions
-    tokenizer: Any
-    begins_anew: bool = False
-    """The text is an answer of its own, not the prompt's continuation, which may begin with a space."""
-    tokens: list[int] = field(default_factory=list)
-    """Generated tokens, without the one that ended the request."""
-    choices: list[Choice] = field(default_factory=list)
-    """One for each of :attr:`tokens`, where log-probabilities were asked for."""
-    finish: Finish | None = None
-    """None: it goes on."""
-
-    @property
-    def text(self) -> str:
-        """The generated tokens as text, up to the first of the texts that end it."""
-        text = self._decoded()
-        return text[: self._stop_in(text)]
-
-    def reached_stop(self) -> bool:
-        """Whether one of the texts that end it is complete."""
-        return bool(self.options.stop) and self._stop_in(self._decoded()) is not None
-
-    def _decoded(self) -> str:
-        before = [] if self.begins_anew else self.prompt[-_TOKENS_OF_A_CHARACTER:]
-        start = len(self.tokenizer.decode(before, skip_special_tokens=True))
-        return self.tokenizer.decode(before + self.tokens, skip_special_tokens=True)[start:]
-
-    def _stop_in(self, text: str) -> int | None:
-        """Where the first text that ends it begins."""
-        return min((place for stop in self.options.stop if (place := text.find(stop)) >= 0), default=None)
-
-
-class Engine:
+class Engine(BaseEngine):
     """Generates.
 
     Args:
-        model: in eval mode, on this rank's device; of a pipeline, this rank's stage.
-        tokenizer: of transformers.
-        max_sequence_length: tokens of a prompt and its completion together.
+        model, tokenizer, max_sequence_length: see :class:`BaseEngine`.
         max_batch_size: requests that run at once; more of them wait. Rounded up to a multiple of the tensor parallel
             size.
         prompts_at_once: as many prompts of the greatest length are always read in one step, if there is room for them.
@@ -97,7 +44,7 @@ class Engine:
             attention is faster with one block a request.
 
     Raises:
-        GenerationError: the tokenizer has more tokens than the model.
+        GenerationError: as :class:`BaseEngine`.
     """
 
     def __init__(
@@ -111,15 +58,12 @@ class Engine:
         prefix_caching: bool = True,
         small_blocks: bool = False,
     ) -> None:
-        self.tokenizer = tokenizer
-        self.max_sequence_length = max_sequence_length
-        self._requests: dict[int, Request] = {}
-        self._next = 0
-        self._chosen: dict[int, Choice] = {}
         model_config: Any = model.config
-        self._shares = Shares(model_config)
         tensor = model_config.tensor_model_parallel_size
-        self.max_batch_size = -(-max_batch_size // tensor) * tensor  # upstream wants whole shares
+        max_batch_size = -(-max_batch_size // tensor) * tensor  # upstream wants whole shares
+        super().__init__(model, tokenizer, max_sequence_length=max_sequence_length, max_batch_size=max_batch_size)
+        self._requests: dict[int, Request] = {}
+        self._chosen: dict[int, Choice] = {}
         keeps = prefix_caching and keeps_prefixes()
         self.block_tokens = BLOCK_TOKENS if keeps or small_blocks else _block_tokens(max_sequence_length)
         config = InferenceConfig(
@@ -137,48 +81,22 @@ class Engine:
         shorten(model)
         self._context = _Context(model_config, config)
         wrapper = _ModelWithChoice(model, self._context, self._choose)
-        controller = TextGenerationController(wrapper, _NoText(tokenizer))
-        vocabulary = controller.vocab_size
-        if len(tokenizer) > vocabulary:
-            raise GenerationError(
-                f"The tokenizer has {len(tokenizer)} tokens and the model {vocabulary}. Name the tokenizer that the "
-                "model was trained with."
-            )
-        self._engine = DynamicInferenceEngine(controller, self._context)
-
-    def submit(self, prompt: Sequence[int], options: SamplingOptions, begins_anew: bool = False) -> Request:
-        """Queue a prompt; :meth:`step` works on it.
-
-        Args:
-            begins_anew: see :class:`Request`.
-
-        Raises:
-            GenerationError: the prompt is empty, too long, or has tokens that the tokenizer does not know.
-        """
-        self._check(prompt)
-        return self._submit(prompt, options, begins_anew)
+        self._engine = DynamicInferenceEngine(TextGenerationController(wrapper, _NoText(tokenizer)), self._context)
 
     def _submit(self, prompt: Sequence[int], options: SamplingOptions, begins_anew: bool = False) -> Request:
-        request = Request(self._next, list(prompt), options, self.tokenizer, begins_anew)
-        self._next += 1
+        request = self._new_request(prompt, options, begins_anew)
         self._requests[request.id] = request
-        room = self.max_sequence_length - len(prompt)
         self._engine.add_request(
             request.id,
             request.prompt,
             # Tokens are chosen before the engine sees the logits; it takes the largest.
             SamplingParams(
-                num_tokens_to_generate=min(options.max_new_tokens, room),
+                num_tokens_to_generate=self._most_tokens(request),
                 termination_id=self._end(options),
                 top_k=1,
             ),
         )
         return request
-
-    def cancel(self, request: Request) -> None:
-        """Nobody wants it any more: :meth:`step` does not name it again."""
-        if request.finish is None:
-            request.finish = "cancelled"
 
     @property
     def busy(self) -> bool:
@@ -202,46 +120,6 @@ class Engine:
             elif request.finish is not None:
                 self._engine.stop_word_finished_request_ids.add(id)  # upstream ends it with its next step
         return changed
-
-    def generate(self, prompts: Sequence[Sequence[int]], options: SamplingOptions) -> list[Request]:
-        """The completions of several prompts, in their order. They may be of any lengths, and more than fit at once.
-
-        Each prompt draws from a seed of its own, ``options.seed`` plus its place.
-
-        Raises:
-            GenerationError: a prompt is refused, as :meth:`submit` does; none has been worked on then.
-        """
-        for prompt in prompts:
-            self._check(prompt)
-        own = {
-            place: self.submit(prompts[place], replace(options, seed=options.seed + place))
-            for place in self._shares.own(len(prompts))
-        }
-        while self._shares.any_busy(self.busy):
-            if not self.busy:
-                Engine._submit(self, *_FILLER)
-            self.step()
-        found = self._shares.gather({place: replace(request, tokenizer=None) for place, request in own.items()})
-        return [replace(request, tokenizer=self.tokenizer) for request in found]
-
-    def _check(self, prompt: Sequence[int]) -> None:
-        if not prompt:
-            raise GenerationError(
-                "The prompt is empty; at least one token is needed, such as the begin-of-sequence one."
-            )
-        if len(prompt) >= self.max_sequence_length:
-            raise GenerationError(
-                f"The prompt has {len(prompt)} tokens, and prompt and completion together may have "
-                f"{self.max_sequence_length}. Shorten it, or allow more (--seq-length)."
-            )
-        if not 0 <= min(prompt) <= max(prompt) < len(self.tokenizer):
-            raise GenerationError(
-                f"The prompt has tokens from {min(prompt)} to {max(prompt)}; those of the tokenizer are 0 to "
-                f"{len(self.tokenizer) - 1}."
-            )
-
-    def _end(self, options: SamplingOptions) -> int:
-        return -1 if options.ignore_eos or self.tokenizer.eos_token_id is None else self.tokenizer.eos_token_id
 
     def _update(self, request: Request, record: Any, finished: bool) -> bool:
         """Take over what the engine has; returns whether that is new to the user."""

@@ -19,7 +19,7 @@ from ascend_patch.data.templates import Template, create_template
 from ascend_patch.data.tokenize import HuggingFaceTokenizer
 from ascend_patch.generation import ranks
 from ascend_patch.generation.errors import GenerationError
-from ascend_patch.pretrain_gpt import model_provider
+from ascend_patch.model_provider import model_provider
 
 _DEFAULTS = {
     "tokenizer_type": "HuggingFaceTokenizer",

@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from ascend_patch.data.templates import TEMPLATES
-from ascend_patch.generation.beam_engine import BeamEngine
+from ascend_patch.generation.base_engine import BaseEngine
 from ascend_patch.generation.beam_search import BeamOptions
-from ascend_patch.generation.engine import Engine
+from ascend_patch.generation.engines import check_beams, create_engine
 from ascend_patch.generation.model import load_model, load_tokenizer
 from ascend_patch.generation.sampling import SamplingOptions
 
@@ -70,18 +70,24 @@ def sampling_options(args: Any) -> SamplingOptions:
     )
 
 
-def build_engine(args: Any, prefix_caching: bool = True) -> Engine:
+def build_engine(args: Any, prefix_caching: bool = True) -> BaseEngine:
     """The engine that the arguments ask for. A prompt and its completion have ``--seq-length`` tokens at most.
 
     Args:
         prefix_caching: prompts begin as others did, such as the turns of a conversation.
     """
-    sizes = {"max_sequence_length": args.seq_length, "max_batch_size": args.max_batch_size}
     beams = BeamOptions()
     if "num_beams" in args:
         beams = BeamOptions(args.num_beams, args.length_penalty, args.early_stopping)
     if beams.num_beams > 1:
-        beams.check(sampling_options(args))  # before the model, which takes its time
-        return BeamEngine(load_model(args, args.converted_dir), load_tokenizer(args), beams, **sizes)
-    model, tokenizer = load_model(args, args.converted_dir), load_tokenizer(args)
-    return Engine(model, tokenizer, prefix_caching=prefix_caching, **sizes)
+        # Before the model, which takes its time.
+        beams.check(sampling_options(args))
+        check_beams(beams)
+    return create_engine(
+        load_model(args, args.converted_dir),
+        load_tokenizer(args),
+        max_sequence_length=args.seq_length,
+        max_batch_size=args.max_batch_size,
+        prefix_caching=prefix_caching,
+        beams=beams,
+    )

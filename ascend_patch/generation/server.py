@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ascend_patch.generation import ranks
+from ascend_patch.generation.base_engine import BaseEngine, Finish, Request
 from ascend_patch.generation.chat import new_text
-from ascend_patch.generation.engine import Engine, Finish, Request
 from ascend_patch.generation.errors import GenerationError
 from ascend_patch.generation.sampling import Choice, SamplingOptions
 
@@ -56,7 +56,7 @@ class Service:
         most_requests: clients' requests that are worked on or wait.
     """
 
-    def __init__(self, engine: Engine, most_requests: int) -> None:
+    def __init__(self, engine: BaseEngine, most_requests: int) -> None:
         self.engine = engine
         self.most_requests = most_requests
         self._commands: queue.SimpleQueue = queue.SimpleQueue()
@@ -73,7 +73,7 @@ class Service:
     async def generate(
         self, prompt: Sequence[int], options: SamplingOptions, begins_anew: bool = False
     ) -> AsyncGenerator[Piece]:
-        """The pieces of a completion, as :meth:`Engine.submit` makes it. Who stops to iterate does not want the rest.
+        """The pieces of a completion, as :meth:`BaseEngine.submit` makes it. Who stops to iterate wants no more.
 
         Raises:
             GenerationError: the engine refuses the prompt.

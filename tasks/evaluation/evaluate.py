@@ -13,7 +13,8 @@ from ascend_patch import manifest
 from ascend_patch.evaluation.errors import check_lm_eval
 from ascend_patch.evaluation.identity import identity
 from ascend_patch.evaluation.workers import Workers
-from ascend_patch.generation.engine import Engine
+from ascend_patch.generation.base_engine import BaseEngine
+from ascend_patch.generation.engines import create_engine
 from ascend_patch.generation.model import initialize, load_model, load_tokenizer, model_name
 from ascend_patch.generation.options import add_engine_arguments
 from ascend_patch.generation.scoring import Scorer
@@ -41,8 +42,8 @@ def main() -> None:
     sizes: dict[str, Any] = {"batch_size": args.max_batch_size, "max_length": args.seq_length}
     scorer = Scorer(model, len(tokenizer), **sizes)
 
-    def build_engine() -> Engine:
-        return Engine(model, tokenizer, max_sequence_length=args.seq_length, max_batch_size=args.max_batch_size)
+    def build_engine() -> BaseEngine:
+        return create_engine(model, tokenizer, max_sequence_length=args.seq_length, max_batch_size=args.max_batch_size)
 
     with Workers(scorer, build_engine) as workers:
         if torch.distributed.get_rank() == 0:

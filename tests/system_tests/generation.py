@@ -52,19 +52,26 @@ def generate(
 
 
 def generate_counting(
-    server: Server, batches: Sequence[dict], flags: dict, processes: int = 1, long_way: bool = False, **engine: object
+    server: Server,
+    batches: Sequence[dict],
+    flags: dict,
+    processes: int = 1,
+    long_way: bool = False,
+    static: bool = False,
+    **engine: object,
 ) -> tuple[list[list[dict]], list[list[int]]]:
     """See :func:`generate`; also returns for each rank how many tokens went through its model for each batch.
 
     Args:
         long_way: decode with upstream's whole layers.
+        static: generate as a release does whose dynamic engine cannot serve.
         engine: options of ``Engine``.
     """
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         request = folder / "request"
         options = {"max_sequence_length": 128} | engine
-        request.write_text(json.dumps({"batches": batches, "long_way": long_way, "engine": options}))
+        request.write_text(json.dumps({"batches": batches, "long_way": long_way, "static": static, "engine": options}))
         server.run(Path(__file__), [request, folder, *tiny(**flags)], processes).succeeded()
         found = [json.loads((folder / f"{rank}.json").read_text()) for rank in range(processes)]
     for other in found:
@@ -103,7 +110,7 @@ def main() -> None:
     request, folder = json.loads(Path(sys.argv.pop(1)).read_text()), Path(sys.argv.pop(1))
 
     from ascend_patch.generation import engine as engine_module
-    from ascend_patch.generation import model
+    from ascend_patch.generation import engines, model
     from ascend_patch.generation.beam_engine import BeamEngine
     from ascend_patch.generation.beam_search import BeamOptions
     from ascend_patch.generation.decoding import DecodingLayer
@@ -113,10 +120,15 @@ def main() -> None:
     if request["long_way"]:
         engine_module.shorten = lambda model: None
     loaded = (model.load_model(args), model.load_tokenizer(args))
-    engine = engine_module.Engine(*loaded, **request["engine"])
+    if request["static"]:
+        engines.has_dynamic_engine = lambda version: False
+        engine = engines.create_engine(*loaded, **request["engine"])
+    else:
+        engine = engine_module.Engine(*loaded, **request["engine"])
     short = [isinstance(layer, DecodingLayer) for layer in loaded[0].decoder.layers]
     adapted = getattr(args, "lora_target_modules", None)
-    if any(short) if request["long_way"] or args.sequence_parallel or adapted else not all(short):
+    whole = request["long_way"] or request["static"] or args.sequence_parallel or adapted
+    if any(short) if whole else not all(short):
         raise RuntimeError(f"the layers that take the short way: {short}")
     results = []
     computed: list[int] = []

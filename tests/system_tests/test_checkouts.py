@@ -1,11 +1,16 @@
-"""Stock `pretrain_gpt.py` of unmodified checkouts. `make test-checkouts MEGATRON_PATHS="…"` runs these."""
+"""Unmodified checkouts: stock `pretrain_gpt.py`; generation. `make test-checkouts MEGATRON_PATHS="…"` runs these."""
 
+import json
 import sys
 from pathlib import Path
 
 import pytest
 
-from tests.system_tests.launcher import environment, run, single_process
+from ascend_patch.data.tokenize import HuggingFaceTokenizer
+from ascend_patch.generation.base_engine import Request
+from ascend_patch.generation.sampling import SamplingOptions
+from tests.system_tests import generation, hugging_face
+from tests.system_tests.launcher import ROOT, environment, run, single_process, train
 from tests.system_tests.mixtral import tiny
 from tests.system_tests.trainer import LAST, Trainer, check, check_resumed
 
@@ -38,3 +43,23 @@ def test_explicit_door(trainer: Trainer, checkout: Path) -> None:
     command = [sys.executable, "-m", "ascend_patch.run", str(checkout / "pretrain_gpt.py"), *tiny()]
     ended = run(command, environment(checkout, **single_process()), timeout=240).succeeded()
     assert ended.iterations == trainer.layout("one").iterations
+
+
+def test_generation(checkout: Path, tmp_path: Path) -> None:
+    """`generate.py`, on the engine that the release has, goes on with texts as transformers does."""
+    folder = hugging_face.save(hugging_face.random_model(**generation.SHAPE), tmp_path / "hf")
+    texts = ["Once upon a time", "To be, or", "a", "the model of the folder", "shape", "I", "what it has", "2 + 2"]
+    (tmp_path / "prompts").write_text("\n".join(texts))
+    flags = generation.flags(generation.SHAPE, folder, folder, seq_length=64, max_new_tokens=24)
+    flags |= {"converted_dir": tmp_path / "megatron", "prompts": tmp_path / "prompts", "output": tmp_path / "said"}
+    script = ROOT / "tasks" / "inference" / "generate.py"
+    train(tiny(**flags), megatron=checkout, script=script).succeeded()
+    model, tokenizer = hugging_face.load(folder), HuggingFaceTokenizer(folder).hf
+    for line, text in zip((tmp_path / "said").read_text().splitlines(), texts, strict=True):
+        said = json.loads(line)
+        prompt = tokenizer(text)["input_ids"]
+        tokens = generation.transformers_greedy(model, prompt, 24)
+        if tokenizer.eos_token_id in tokens:
+            tokens = tokens[: tokens.index(tokenizer.eos_token_id)]
+        expected = Request(0, prompt, SamplingOptions(), tokenizer, tokens=tokens)
+        assert (said["tokens"], said["completion"]) == (len(tokens), expected.text)

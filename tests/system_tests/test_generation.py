@@ -69,6 +69,31 @@ def test_greedy_tokens_are_those_of_transformers(mixtral: Model, server: Server,
     mixtral.check(requests)
 
 
+@pytest.mark.parametrize(
+    ("layout", "processes"),
+    [
+        (ONE, 1),
+        pytest.param(EP2, 2, marks=pytest.mark.slow),
+        pytest.param(PP2, 2, marks=pytest.mark.slow),
+        pytest.param(TP2_SP, 2, marks=pytest.mark.slow),
+        pytest.param(TP2_SP | EP2, 4, marks=pytest.mark.slow),
+    ],
+    ids=["one", "ep2", "pp2", "tp2", "tp2-ep2"],
+)
+def test_the_static_engine(mixtral: Model, server: Server, layout: dict, processes: int) -> None:
+    """Greedy tokens are those of transformers; what is drawn, and its log-probabilities, those of the dynamic one."""
+    greedy = {"prompts": mixtral.prompts, "options": GREEDY}
+    drawn = {"prompts": mixtral.prompts[:7], "options": GREEDY | {"temperature": 0.8, "seed": 5, "logprobs": 1}}
+    requests, draws = generate(server, [greedy, drawn], mixtral.flags | layout, processes, static=True)
+    mixtral.check(requests)
+    (expected,) = generate(server, [drawn], mixtral.flags)
+    same = [(one, other) for one, other in zip(draws, expected, strict=True) if one["tokens"] == other["tokens"]]
+    assert len(same) >= len(draws) - 1  # see test_batches_do_not_matter
+    for one, other in same:
+        logprobs = [[choice["logprob"] for choice in each["choices"]] for each in (one, other)]
+        assert len(logprobs[0]) == TOKENS and logprobs[0] == pytest.approx(logprobs[1], abs=1e-4)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("release", [one for one in releases.TRAINABLE if one != releases.INSTALLED])
 def test_every_release(mixtral: Model, tmp_path: Path, release: str) -> None:
@@ -77,9 +102,11 @@ def test_every_release(mixtral: Model, tmp_path: Path, release: str) -> None:
 
 
 def test_a_sliding_window(server: Server, tmp_path: Path) -> None:
-    """Mistral v0.1's, shorter than the completions."""
+    """Mistral v0.1's, shorter than the completions, by both engines."""
     mistral = Model(hugging_face.MISTRAL_V01 | {"max_position_embeddings": 256, "num_hidden_layers": 2}, tmp_path)
-    mistral.check(generate(server, [{"prompts": mistral.prompts, "options": GREEDY}], mistral.flags)[0])
+    for static in (False, True):
+        batch = {"prompts": mistral.prompts, "options": GREEDY}
+        mistral.check(generate(server, [batch], mistral.flags, static=static)[0])
 
 
 @pytest.mark.parametrize(
@@ -196,22 +223,24 @@ def test_what_is_in_the_cache_is_not_computed_again(server: Server, tmp_path: Pa
     assert saved == [0, 512, 256, 0, 512, 0, 0, 1024, 0]
 
 
-def test_stops_at_a_text(mixtral: Model, server: Server) -> None:
+@pytest.mark.parametrize("static", [False, True], ids=["dynamic", "static"])
+def test_stops_at_a_text(mixtral: Model, server: Server, static: bool) -> None:
     """It ends where the text is complete, and the text is not part of it; the others of the batch go on."""
     batch = {"prompts": mixtral.prompts[:6], "options": {"max_new_tokens": 24, "ignore_eos": True}}
-    ((first, *others),) = generate(server, [batch], mixtral.flags)
+    ((first, *others),) = generate(server, [batch], mixtral.flags, static=static)
     stop = first["text"][len(first["text"]) // 2 :][:3]
     batch["options"]["stop"] = [stop]
-    ((stopped, *rest),) = generate(server, [batch], mixtral.flags)
+    ((stopped, *rest),) = generate(server, [batch], mixtral.flags, static=static)
     assert (stopped["finish"], stopped["text"]) == ("stop", first["text"].split(stop)[0])
     for one, other in zip(rest, others, strict=True):
         assert one["text"] == other["text"].split(stop)[0]
 
 
-def test_stops_at_the_end_of_sequence(mixtral: Model, server: Server) -> None:
+@pytest.mark.parametrize("static", [False, True], ids=["dynamic", "static"])
+def test_stops_at_the_end_of_sequence(mixtral: Model, server: Server, static: bool) -> None:
     """The token itself is not part of the completion."""
     batch = {"prompts": mixtral.prompts, "options": {"max_new_tokens": TOKENS}}
-    (requests,) = generate(server, [batch], mixtral.flags)
+    (requests,) = generate(server, [batch], mixtral.flags, static=static)
     ended = 0
     for request, expected in zip(requests, mixtral.expected, strict=True):
         if 2 in expected:

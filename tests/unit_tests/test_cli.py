@@ -87,13 +87,22 @@ def test_status_as_a_table(capsys):
         assert any(line.startswith(patch.id) and patch.target in line for line in out.splitlines())
 
 
-def test_status_says_which_releases_cannot_generate(capsys):
-    place = str(location("0.16.1"))
-    line = "Generation and evaluation need Megatron-LM 0.17.1 or newer."
-    assert line in run(capsys, "status", "--megatron", place)[1].splitlines()
-    assert read(capsys, "status", "--megatron", place)[1]["generation"] is False
-    assert line not in run(capsys, "status")[1]
-    assert read(capsys, "status")[1]["generation"] is True
+def test_status_says_which_engine_generates(capsys, tmp_path):
+    wheel = location("0.16.1")
+    checkout = tmp_path / "megatron"
+    (checkout / "training").mkdir(parents=True)
+    (checkout / "training" / "__init__.py").touch()
+    (checkout / "core").symlink_to(wheel / "megatron" / "core")
+    needs = "Generation and evaluation need Megatron-LM 0.17.1 or newer, or a checkout."
+    static = "Generation and evaluation take the static inference engine: one request at a time, no beam search."
+    for place, engine, line in (
+        (str(wheel), None, needs),
+        (str(tmp_path), "static", static),
+        ("installed", "dynamic", None),
+    ):
+        assert read(capsys, "status", "--megatron", place)[1]["generation"] == engine
+        lines = run(capsys, "status", "--megatron", place)[1].splitlines()
+        assert [found for found in lines if found.startswith("Generation and")] == ([line] if line else [])
 
 
 def test_status_honours_the_off_switch(capsys, monkeypatch):

@@ -8,8 +8,8 @@ import pytest
 from ascend_patch.data.conversations import Conversation, Turn
 from ascend_patch.data.templates import TEMPLATES, create_template
 from ascend_patch.data.tokenize import HuggingFaceTokenizer
+from ascend_patch.generation.base_engine import Request
 from ascend_patch.generation.chat import Chat, Terminal, new_text, prompt_ids
-from ascend_patch.generation.engine import Request
 from ascend_patch.generation.errors import GenerationError
 from ascend_patch.generation.sampling import SamplingOptions
 
