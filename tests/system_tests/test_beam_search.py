@@ -61,7 +61,7 @@ def mixtral(tmp_path_factory: pytest.TempPathFactory) -> Model:
     [
         (ONE, 1),
         (EP2, 2),
-        (PP2, 2),
+        pytest.param(PP2, 2, marks=pytest.mark.slow),
         pytest.param(TP2_SP, 2, marks=pytest.mark.slow),
         pytest.param(TP2_SP | PP2 | EP2, 8, marks=pytest.mark.slow),
     ],

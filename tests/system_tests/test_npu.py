@@ -23,7 +23,6 @@ ALWAYS = {
     (NEWEST, "one", "fp32"),
     (NEWEST, "one", "bf16"),
     (NEWEST, "ep2", "fp32"),
-    (NEWEST, "cp2", "fp32"),
     (OLDEST, "tp2_sp", "fp32"),
 }
 
@@ -78,6 +77,7 @@ def test_checkout(checkout: Path, layout: str, precision: str, tmp_path: Path, c
     check(layout, precision, tmp_path, compared, checkout.name, megatron=checkout, script=checkout / "pretrain_gpt.py")
 
 
+@pytest.mark.slow
 def test_overlap_changes_no_bit() -> None:
     """Gradients, parameters, and tokens of one micro batch beside another; experts have a capacity."""
 

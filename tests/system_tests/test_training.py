@@ -20,12 +20,12 @@ def test_one_process(trainer: Trainer, request: pytest.FixtureRequest) -> None:
     assert "device cpu" in run.output
 
 
-@pytest.mark.parametrize("trainer", releases.parameters(slow_between=True), indirect=True)
+@pytest.mark.parametrize("trainer", releases.parameters(slow_before=NEWEST), indirect=True)
 def test_pipeline_parallel(trainer: Trainer) -> None:
     check(trainer.layout("pp2"))
 
 
-@pytest.mark.parametrize("trainer", releases.parameters(slow_between=True), indirect=True)
+@pytest.mark.parametrize("trainer", releases.parameters(slow_before=NEWEST), indirect=True)
 def test_tensor_and_sequence_parallel(trainer: Trainer) -> None:
     check(trainer.layout("tp2_sp", "torch"), LAST)
 
@@ -45,6 +45,7 @@ def test_resume_torch(trainer: Trainer) -> None:
     check_resumed(trainer.layout("tp2_sp", "torch"), trainer.resume("tp2_sp", "torch"))
 
 
-@pytest.mark.parametrize("trainer", releases.parameters(slow_before=NEWEST), indirect=True)
+@pytest.mark.slow
+@pytest.mark.parametrize("trainer", releases.parameters(), indirect=True)
 def test_eight_processes(trainer: Trainer) -> None:
     check(trainer.layout("tp2_pp2_ep2"))
