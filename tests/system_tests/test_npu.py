@@ -20,7 +20,6 @@ pytestmark = [pytest.mark.npu, pytest.mark.usefixtures("npu_device"), pytest.mar
 
 OLDEST, *_, NEWEST = releases.TRAINABLE
 ALWAYS = {
-    (NEWEST, "one", "fp32"),
     (NEWEST, "one", "bf16"),
     (NEWEST, "ep2", "fp32"),
     (OLDEST, "tp2_sp", "fp32"),

@@ -105,9 +105,10 @@ def test_other_releases(release: str, tmp_path: Path) -> None:
     assert run.iterations == reference.iterations
 
 
+@pytest.mark.slow
 @pytest.mark.npu
 @pytest.mark.usefixtures("npu_device")
-@pytest.mark.parametrize("flags", [{}, pytest.param(DENSE, marks=pytest.mark.slow)], ids=["moe", "dense"])
+@pytest.mark.parametrize("flags", [{}, DENSE], ids=["moe", "dense"])
 def test_on_npu(flags: dict, tmp_path: Path) -> None:
     """In bfloat16: products of the fused operators are rounded where those of others are, not all of them alike."""
     losses, sent = {}, {}
