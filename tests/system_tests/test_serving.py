@@ -21,6 +21,8 @@ from tests.system_tests.generation import SHAPE, flags, transformers_greedy
 from tests.system_tests.launcher import ROOT, environment, free_port
 from tests.system_tests.mixtral import EP2, tiny
 
+pytestmark = pytest.mark.xdist_group("serving")  # one server for all
+
 NAME = "tiny"
 LENGTH = 2048
 """Long enough that requests which go on to the end outlast all that a test does meanwhile."""
@@ -80,8 +82,8 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
         served.wait()
         yield served
     finally:
-        served.process.kill()
-        served.process.wait()
+        served.process.terminate()  # torchrun ends its ranks; killed, it would leave them behind
+        served.process.wait(60)
 
 
 def test_completions(served: Served) -> None:
