@@ -40,9 +40,10 @@ def contestants(dtype: str, same_malloc: bool = False) -> tuple[Contestant, ...]
             then left of the ratios is owed to the operators.
     """
     stock_flags = (*flags(dtype), *STOCK_FLAGS, *(() if same_malloc else ("--glibc-malloc",)))
+    stock_pages = {} if same_malloc else {"THP_MEM_ALLOC_ENABLE": "0"}
     dtype_flag = ("--dtype", dtype)
     return (
-        _megatron("a", "Megatron-LM, device translation only", stock_flags, without_patches()),
+        _megatron("a", "Megatron-LM, device translation only", stock_flags, {**without_patches(), **stock_pages}),
         _megatron("b", "Megatron-LM, everything on", (*flags(dtype), *GPU_FLAGS), {}),
         Contestant(
             "c",
@@ -82,6 +83,7 @@ _KEEP_LARGE_BLOCKS = {
     "MALLOC_MMAP_MAX_": "0",
     "MALLOC_TRIM_THRESHOLD_": str(2**31 - 1),
     "MALLOC_ARENA_MAX": "1",
+    "THP_MEM_ALLOC_ENABLE": "1",
 }
 
 #: What stock upstream needs without TransformerEngine and Apex, and has instead of what it cannot do.

@@ -85,6 +85,8 @@ class DecodingLayer(torch.nn.Module):
         self.layer = layer
         self.layer_number = layer.layer_number
         self._plain_experts = has_plain_experts(layer.mlp)
+        attention = layer.self_attention
+        self._number_in_cache = attention.layer_number - attention._get_pp_layer_offset_for_inference()
 
     def forward(self, hidden_states: Tensor, **options: Any) -> tuple[Tensor, Tensor | None]:
         """``[tokens, 1, h]`` -> the same; the arguments are those of :meth:`TransformerLayer.forward`."""
@@ -112,9 +114,8 @@ class DecodingLayer(torch.nn.Module):
         rotated = qkv[..., :-1, :].reshape(tokens, 1, -1, head)  # queries and keys
         rotated = apply_rotary(rotated, angles, self.layer.config.rotary_interleaved).view(tokens, 1, groups, -1, head)
         query, key, value = rotated[..., :-1, :].reshape(tokens, 1, -1, head), rotated[..., -1, :], qkv[..., -1, :]
-        number = attention.layer_number - attention._get_pp_layer_offset_for_inference()
-        context.append_key_value_cache(number, key, value)
-        key_cache, value_cache, block_table = context.key_value_cache(number)
+        context.append_key_value_cache(self._number_in_cache, key, value)
+        key_cache, value_cache, block_table = context.key_value_cache(self._number_in_cache)
         cu_query_lengths, most_queries = context.cu_query_lengths()
         cu_key_lengths, key_lengths, most_keys = context.cu_kv_lengths()
         attended = attention.flash_decode_and_prefill(

@@ -151,6 +151,8 @@ class Engine(BaseEngine):
         ):
             # The engine tells the other stages the tokens, and nothing else.
             self._chosen = ranks.from_last_stage(self._chosen)
+        elif logits.device.type == "cpu":
+            return logits.float()  # the host looks for the largest of half precision one at a time
         return logits
 
     def _choose_rows(self, logits: Tensor, ids: Sequence[int]) -> None:

@@ -1,11 +1,10 @@
 """Grouped GEMM as one PyTorch call a product: forward, input gradient and weight gradient make three.
 
-``torch._grouped_mm`` runs all experts in one kernel where the hardware has one and in one dispatched operator
-elsewhere. What it does not take (float64, rows that are not a multiple of 16 bytes, old GPUs) goes expert by
-expert into slices of one result, which costs the same arithmetic and more launches.
+``torch._grouped_mm`` runs all experts in one kernel where the hardware has one. Elsewhere (it is a loop on the host),
+and for what it does not take (float64, rows that are not a multiple of 16 bytes), there is a product for each expert.
 """
 
-from itertools import accumulate, pairwise
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -13,6 +12,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ascend_patch.ops.function import apply
+from ascend_patch.ops.grouped_gemm import by_expert
 from ascend_patch.ops.grouped_gemm.reference import add_weight_gradient
 
 __all__ = ["add_weight_gradient", "grouped_gemm"]
@@ -29,22 +29,14 @@ class _GroupedGemm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, counts: list[int], weight_gradient: Tensor | None) -> Tensor:
         x, weight = x.contiguous(), weight.contiguous()
-        ends = list(accumulate(counts))
         offsets = None
         if _kernel_accepts(weight):
-            offsets = torch.tensor(ends, dtype=torch.int32).to(x.device, non_blocking=True)
+            offsets = torch.tensor(list(accumulate(counts)), dtype=torch.int32).to(x.device, non_blocking=True)
         ctx.save_for_backward(x, weight, offsets)
-        ctx.weight_gradient = weight_gradient
-        ctx.experts = experts = [slice(*span) for span in pairwise([0, *ends])]
-        # On the host the kernel is a loop, too, and does not pass over experts without tokens: in a step of generation
-        # most have none.
-        if offsets is not None and (all(counts) or x.device.type != "cpu"):
+        ctx.counts, ctx.weight_gradient = counts, weight_gradient
+        if offsets is not None:
             return torch._grouped_mm(x, weight.transpose(1, 2), offsets)
-        y = x.new_empty(x.shape[0], weight.shape[1])
-        for expert, rows in enumerate(experts):
-            if counts[expert]:
-                torch.mm(x[rows], weight[expert].t(), out=y[rows])
-        return y
+        return by_expert.multiply(x, weight.transpose(1, 2), counts)
 
     @staticmethod
     @once_differentiable
@@ -53,40 +45,23 @@ class _GroupedGemm(torch.autograd.Function):
         # Contiguous also because the kernel rejects the expanded gradients of sum() and mean().
         grad_y = grad_y.contiguous()
         grad_x = grad_weight = None
-        if ctx.needs_input_grad[0]:
-            grad_x = _input_gradient(grad_y, weight, ctx.experts, offsets)
+        if ctx.needs_input_grad[0] and offsets is not None:
+            grad_x = torch._grouped_mm(grad_y, weight, offsets)
+        elif ctx.needs_input_grad[0]:
+            grad_x = by_expert.multiply(grad_y, weight, ctx.counts)
         if ctx.needs_input_grad[1]:
-            grad_weight = _weight_gradient(grad_y, x, ctx.experts, offsets)
+            if offsets is not None:
+                grad_weight = torch._grouped_mm(grad_y.t(), x, offsets)
+            else:
+                grad_weight = by_expert.weight_gradient(grad_y, x, ctx.counts)
             if ctx.weight_gradient is not None:
                 ctx.weight_gradient.add_(grad_weight)
                 grad_weight = None
         return grad_x, grad_weight, None, None
 
 
-def _input_gradient(grad_y: Tensor, weight: Tensor, experts: list[slice], offsets: Tensor | None) -> Tensor:
-    if offsets is not None:
-        return torch._grouped_mm(grad_y, weight, offsets)
-    grad_x = grad_y.new_empty(grad_y.shape[0], weight.shape[2])
-    for expert, rows in enumerate(experts):
-        torch.mm(grad_y[rows], weight[expert], out=grad_x[rows])
-    return grad_x
-
-
-def _weight_gradient(grad_y: Tensor, x: Tensor, experts: list[slice], offsets: Tensor | None) -> Tensor:
-    if offsets is not None:
-        return torch._grouped_mm(grad_y.t(), x, offsets)
-    grad_weight = x.new_empty(len(experts), grad_y.shape[1], x.shape[1])
-    for expert, rows in enumerate(experts):
-        torch.mm(grad_y[rows].t(), x[rows], out=grad_weight[expert])
-    return grad_weight
-
-
 def _kernel_accepts(weight: Tensor) -> bool:
     """What ``torch._grouped_mm`` of torch 2.9 checks before it runs; ``x`` has the dtype of ``weight``."""
-    if any(size * weight.element_size() % 16 for size in weight.shape[1:]):
+    if weight.device.type != "cuda" or any(size * weight.element_size() % 16 for size in weight.shape[1:]):
         return False
-    if weight.device.type == "cpu":
-        return weight.dtype in (torch.float32, torch.bfloat16, torch.float16)
-    if weight.device.type == "cuda":
-        return weight.dtype == torch.bfloat16 and torch.cuda.get_device_capability(weight.device) == (9, 0)
-    return False
+    return weight.dtype == torch.bfloat16 and torch.cuda.get_device_capability(weight.device) == (9, 0)

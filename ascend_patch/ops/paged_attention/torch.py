@@ -1,6 +1,8 @@
-"""Paged attention with what PyTorch has on every device: one call of its attention for each request.
+"""Paged attention with what PyTorch has on every device: a call of its attention for each request, or for all.
 
 A request whose blocks follow each other, as they do until the cache has been used up once, is read where it lies.
+Requests that decode share a call where they are of one length and one block each, without others between them: beams,
+or samples of one prompt. What the cache holds behind a shorter request may not even be a number.
 """
 
 from collections.abc import Sequence
@@ -28,9 +30,14 @@ def paged_attention(
     window: tuple[int, int] | None = None,
 ) -> Tensor:
     """See :func:`ascend_patch.ops.paged_attention.paged_attention`."""
+    tables = block_table.tolist()
+    if list(cu_seqlens_q) == list(range(len(query) + 1)) and _share_a_call(
+        tables, seqlens_k, window, key_cache.shape[1]
+    ):
+        blocks = [table[0] for table in tables[: len(query)]]
+        return _one_token_each(query, key_cache, value_cache, blocks, seqlens_k[0], scale)
     output = torch.empty_like(query)
     output[cu_seqlens_q[-1] :] = 0
-    tables = block_table.tolist()
     for table, (start, end), keys in zip(tables, pairwise(cu_seqlens_q), seqlens_k, strict=False):
         if start == end:
             continue
@@ -58,6 +65,37 @@ def _rows(cache: Tensor, table: Sequence[int], first: int, end: int) -> Tensor:
     if all(after == before + 1 for before, after in pairwise(used)):
         return cache[used[0] : used[-1] + 1].flatten(0, 1)[rows]
     return cache[torch.tensor(used, device=cache.device)].flatten(0, 1)[rows]
+
+
+def _share_a_call(
+    tables: Sequence[Sequence[int]], seqlens_k: Sequence[int], window: tuple[int, int] | None, block: int
+) -> bool:
+    """Whether all have as many keys, in one block each, and there are no other blocks between these."""
+    keys, blocks = seqlens_k[0], {table[0] for table, _ in zip(tables, seqlens_k, strict=False)}
+    return (
+        len(set(seqlens_k)) == 1
+        and keys <= block
+        and max(blocks) - min(blocks) + 1 == len(blocks) == len(seqlens_k)
+        and _first_key(1, keys, window) == 0
+    )
+
+
+def _one_token_each(
+    query: Tensor, key_cache: Tensor, value_cache: Tensor, blocks: Sequence[int], keys: int, scale: float
+) -> Tensor:
+    """:func:`_one_token` of all requests, in the order of their blocks."""
+    order = sorted(range(len(blocks)), key=blocks.__getitem__)
+    in_order = order == list(range(len(blocks)))
+    first = min(blocks)
+    used = (cache[first : first + len(blocks), :keys] for cache in (key_cache, value_cache))
+    key, value = (rows.transpose(1, 2) for rows in used)  # [requests, ng, keys, hn]
+    by_group = (query if in_order else query[order]).view(len(blocks), key.shape[1], -1, query.shape[2])
+    attended = scaled_dot_product_attention(by_group, key, value, scale=scale).view(query.shape)
+    if in_order:
+        return attended
+    output = torch.empty_like(query)
+    output[order] = attended
+    return output
 
 
 def _one_token(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:

@@ -40,32 +40,45 @@ class _Rotate(torch.autograd.Function):
     def forward(ctx: Any, t: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor:
         ctx.save_for_backward(cos, sin)
         ctx.interleaved = interleaved
-        (first, second) = _pairs(cos.shape[-1], interleaved)
-        return _turn(t, cos, -sin[..., first], sin[..., second], interleaved)
+        return _turn(t, cos, _sines(sin, interleaved), interleaved)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
         cos, sin = ctx.saved_tensors
-        (first, second) = _pairs(cos.shape[-1], ctx.interleaved)
-        return _turn(grad, cos, sin[..., second], -sin[..., first], ctx.interleaved), None, None, None
+        return _turn(grad, cos, _swap(_sines(sin, ctx.interleaved), ctx.interleaved), ctx.interleaved), None, None, None
 
 
-def _turn(t: Tensor, cos: Tensor, into_first: Tensor, into_second: Tensor, interleaved: bool) -> Tensor:
-    """First features times ``cos`` plus second ones times ``into_first``, and the other way round."""
+def _turn(t: Tensor, cos: Tensor, sines: Tensor, interleaved: bool) -> Tensor:
+    """Each feature of a pair times ``cos`` plus the other one times ``sines``."""
     r = cos.shape[-1]
-    first, second = _pairs(r, interleaved)
     result = torch.empty_like(t, memory_format=torch.contiguous_format)
     for block in row_blocks(t):
-        wide = t[block].to(cos.dtype)
-        x1, x2 = wide[..., first], wide[..., second]
-        result[block, ..., first] = (x1 * cos[block][..., first]).addcmul_(x2, into_first[block])
-        result[block, ..., second] = (x2 * cos[block][..., second]).addcmul_(x1, into_second[block])
+        wide = t[block][..., :r].to(cos.dtype)
+        result[block][..., :r] = (wide * cos[block]).addcmul_(_swap(wide, interleaved), sines[block])
         if r < t.shape[-1]:
-            result[block, ..., r:] = t[block, ..., r:]
+            result[block][..., r:] = t[block][..., r:]
     return result
 
 
-def _pairs(r: int, interleaved: bool) -> tuple[slice, slice]:
-    """Where the first and the second features of the rotated pairs are."""
-    return (slice(0, r, 2), slice(1, r, 2)) if interleaved else (slice(0, r // 2), slice(r // 2, r))
+def _sines(sin: Tensor, interleaved: bool) -> Tensor:
+    """What the second feature of a pair is multiplied with to go to the first, and the first to the second."""
+    first, second = _features(sin, interleaved)
+    return _pairs(-first, second, interleaved)
+
+
+def _swap(t: Tensor, interleaved: bool) -> Tensor:
+    first, second = _features(t, interleaved)
+    return _pairs(second, first, interleaved)
+
+
+def _features(t: Tensor, interleaved: bool) -> tuple[Tensor, Tensor]:
+    """The first and the second features of the pairs in the last dimension."""
+    if interleaved:
+        return t[..., 0::2], t[..., 1::2]
+    first, second = t.chunk(2, dim=-1)
+    return first, second
+
+
+def _pairs(first: Tensor, second: Tensor, interleaved: bool) -> Tensor:
+    return torch.stack((first, second), dim=-1).flatten(-2) if interleaved else torch.cat((first, second), dim=-1)

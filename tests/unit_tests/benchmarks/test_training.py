@@ -84,10 +84,12 @@ def test_stock_upstream_has_every_patch_off_that_it_can_start_without() -> None:
 def test_settings_of_malloc_are_part_of_what_is_measured_unless_all_get_them() -> None:
     stock, patched, other, _ = contestants("bf16")
     assert "--glibc-malloc" in stock.command and "--glibc-malloc" not in patched.command
-    assert not other.environment
+    assert not other.environment and stock.environment["THP_MEM_ALLOC_ENABLE"] == "0"
     stock, _, other, _ = contestants("bf16", same_malloc=True)
     assert "--glibc-malloc" not in stock.command
-    assert set(other.environment) == {"MALLOC_MMAP_MAX_", "MALLOC_TRIM_THRESHOLD_", "MALLOC_ARENA_MAX"}
+    assert "THP_MEM_ALLOC_ENABLE" not in stock.environment
+    malloc = {"MALLOC_MMAP_MAX_", "MALLOC_TRIM_THRESHOLD_", "MALLOC_ARENA_MAX"}
+    assert set(other.environment) == {*malloc, "THP_MEM_ALLOC_ENABLE"}
 
 
 def test_dtype_is_the_only_difference_between_the_benchmarks() -> None:

@@ -85,6 +85,25 @@ def test_requests_without_queries_and_padding(variant):
     assert not found[3:].any()
 
 
+@pytest.mark.parametrize("blocks", [[0, 1, 2], [2, 1, 0], [4, 2, 3], [0, 1, 3]], ids=str)
+@pytest.mark.parametrize("lengths", [(3, 3, 3), (3, 3, 2), (4, 4, 4)], ids=str)
+@pytest.mark.parametrize("window", [None, (1, 0), (3, 0)])
+def test_requests_of_one_block_that_decode(monkeypatch, blocks, lengths, window):
+    requests = Requests(*((1, keys) for keys in lengths), mix=False)
+    order = torch.tensor(blocks)
+    for cache in (requests.key_cache, requests.value_cache):
+        before = cache.clone()
+        cache.fill_(float("nan"))
+        cache[order] = before[: len(blocks)]
+    requests.table[:, 0] = order
+    calls = []
+    one_call = fast._one_token_each
+    monkeypatch.setattr(fast, "_one_token_each", lambda *args: calls.append(args) or one_call(*args))
+    check(fast, requests, window=window)
+    equal, in_a_row, whole = len(set(lengths)) == 1, blocks != [0, 1, 3], window is None or window[0] >= lengths[0] - 1
+    assert len(calls) == (equal and in_a_row and whole)
+
+
 def test_errors():
     requests = Requests((2, 5), (1, 3))
     requests.seqlens_k = [1, 3]
