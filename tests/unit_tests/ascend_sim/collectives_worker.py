@@ -9,7 +9,6 @@ file failed too.
 import datetime
 import importlib
 import json
-import multiprocessing
 import os
 import sys
 import traceback
@@ -65,20 +64,9 @@ def run(rank, size, directory, seed, functions):
     (directory / f"rank{rank}.json").write_text(json.dumps(results))
 
 
-def main(size, directory, seed, *modules):
-    functions = checks(modules)
-    fork = multiprocessing.get_context("fork")
-    ranks = [
-        fork.Process(target=run, args=(rank, int(size), Path(directory), int(seed), functions))
-        for rank in range(int(size))
-    ]
-    for process in ranks:
-        process.start()
-    for process in ranks:
-        process.join()
-    sys.exit(max(abs(process.exitcode) for process in ranks))
-
-
 if __name__ == "__main__":
     sys.path.insert(0, os.fspath(Path(__file__).parents[3]))
-    main(*sys.argv[1:])
+    from tests.unit_tests.ranks import fork_ranks
+
+    size, directory, seed, *modules = sys.argv[1:]
+    fork_ranks(int(size), run, int(size), Path(directory), int(seed), checks(modules))

@@ -1,17 +1,14 @@
 """Every case of parallel_linear in a group of processes: ``worker.py DEVICE SIZE FOLDER SEED``.
 
-Imports torch once and forks. Each rank leaves ``rank<R>.json`` in the folder: name of the case -> None or its
-traceback. Everybody makes everybody's inputs, so that what a rank must find is computed by one process in float64.
+The results are those of :mod:`tests.unit_tests.ranks`. Everybody makes everybody's inputs, so that what a rank must
+find is computed by one process in float64.
 """
 
-import json
-import multiprocessing
 import sys
-import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import timedelta
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -20,6 +17,7 @@ from torch import Tensor
 
 from ascend_patch.ops import parallel_linear, registry
 from tests.unit_tests.ops.checks import relative_error
+from tests.unit_tests.ranks import check_all, fork_ranks, join
 
 TOLERANCES = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 2e-2}
 
@@ -141,39 +139,16 @@ def counted_bytes() -> Iterator[list[int]]:
             setattr(dist, name, original)
 
 
-def run(kind: str, rank: int, size: int, folder: Path, seed: int) -> None:
+def run(rank: int, size: int, kind: str, folder: Path, seed: int) -> None:
     """One rank."""
-    torch.set_num_threads(1)
-    device = torch.device(kind, rank) if kind == "npu" else torch.device(kind)
-    if kind == "npu":
-        torch.npu.set_device(device)
-    backend = "hccl" if kind == "npu" else "gloo"
-    dist.init_process_group(backend, f"file://{folder}/store", timedelta(seconds=60), rank=rank, world_size=size)
-    results = {}
-    for i, case in enumerate(_cases(kind)):
-        results[str(case)] = None
-        try:
-            check(case, kind, device, torch.Generator().manual_seed(seed + i))
-        except AssertionError:
-            results[str(case)] = traceback.format_exc()
-        except Exception:  # the ranks may be out of step
-            results[str(case)] = traceback.format_exc()
-            break
-    (folder / f"rank{rank}.json").write_text(json.dumps(results))
-    dist.barrier()
-    dist.destroy_process_group()
-
-
-def main(kind: str, size: int, folder: Path, seed: int) -> None:
-    """Fork the ranks and wait for them."""
-    fork = multiprocessing.get_context("fork")
-    ranks = [fork.Process(target=run, args=(kind, rank, size, folder, seed)) for rank in range(size)]
-    for process in ranks:
-        process.start()
-    for process in ranks:
-        process.join()
-    sys.exit(max(abs(process.exitcode) for process in ranks))
+    device = join(kind, rank, size, folder)
+    checks = (
+        (str(case), partial(check, case, kind, device, torch.Generator().manual_seed(seed + i)))
+        for i, case in enumerate(_cases(kind))
+    )
+    check_all(checks, rank, folder)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]), Path(sys.argv[3]), int(sys.argv[4]))
+    kind, size, folder, seed = sys.argv[1:]
+    fork_ranks(int(size), run, int(size), kind, Path(folder), int(seed))
