@@ -15,8 +15,6 @@ from ascend_patch.modules.grouped_linear import ColumnParallelGroupedLinear, Gro
 from ascend_patch.ops.parallel_grouped_gemm import Exchange
 from ascend_patch.ops.permute import sort_chunks
 
-FLAG = "--overlap-dispatch-backward-with-experts-wgrad"
-
 
 class OverlappedTokenDispatcher(MoEAlltoAllTokenDispatcher):
     """Upstream's dispatcher without its all-to-all of tokens, which the two linear layers of the experts do.
@@ -40,20 +38,19 @@ class OverlappedTokenDispatcher(MoEAlltoAllTokenDispatcher):
 
     def token_dispatch(self, tokens: torch.Tensor, probs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """The tokens as they are, and the probabilities where the tokens will be."""
-        self.exchange = exchange = Exchange(self.ep_group, self._counts.wait())
-        sent, received = ([sum(row) for row in counts] for counts in (exchange.sent, exchange.received))
-        return tokens, all_to_all(self.ep_group, probs, received, sent)
+        self.exchange = Exchange(self.ep_group, self._counts.wait())
+        pairs, rank = self.exchange.pairs, self.ep_group.rank()
+        return tokens, all_to_all(self.ep_group, probs, [row[rank] for row in pairs], pairs[rank])
 
     def dispatch_postprocess(
         self, tokens: torch.Tensor, probs: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Tokens, tokens of each expert, and the probabilities by expert."""
-        exchange = self.exchange
         for layer in self.linear_layers:
-            layer.exchange = exchange
-        sizes = [count for row in exchange.received for count in row]
+            layer.exchange = self.exchange
+        sizes = [count for row in self.exchange.received for count in row]
         probs, _ = sort_chunks(probs, sizes, self.sort_input_by_local_experts)
-        return tokens, torch.tensor(exchange.rows_per_expert), probs
+        return tokens, torch.tensor(self.exchange.rows_per_expert), probs
 
     def combine_preprocess(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """Nothing: they are back."""
@@ -93,8 +90,9 @@ def overlap(layer: MoELayer, pg_collection: ProcessGroupCollection) -> None:
     linear_layers: tuple[Any, ...] = getattr(experts, "linear_fc1", None), getattr(experts, "linear_fc2", None)
     if tuple(map(type, linear_layers)) != (ColumnParallelGroupedLinear, RowParallelGroupedLinear):
         raise AscendPatchError(
-            f"{FLAG} was given, but the experts are {type(experts).__name__} without the grouped linear layers of "
-            "ascend_patch. Add --moe-grouped-gemm, and leave patch moe.grouped_gemm on."
+            "--overlap-dispatch-backward-with-experts-wgrad was given, but the experts are "
+            f"{type(experts).__name__} without the grouped linear layers of ascend_patch. Leave patch "
+            "moe.grouped_gemm on, or leave the flag out: the results are the same."
         )
     layer.token_dispatcher = OverlappedTokenDispatcher(
         linear_layers,

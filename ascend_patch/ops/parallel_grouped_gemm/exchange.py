@@ -40,6 +40,12 @@ class Exchange:
         return len(self.rows[0]) // len(self.rows)
 
     @cached_property
+    def pairs(self) -> list[list[int]]:
+        """``[P][P]``: rows that each rank has for each."""
+        starts = range(0, len(self.rows[0]), self.experts)
+        return [[sum(row[start : start + self.experts]) for start in starts] for row in self.rows]
+
+    @cached_property
     def sent(self) -> list[list[int]]:
         """``[P][E]``: rows that this rank has for each expert of each rank."""
         own, experts = list(self.rows[self.group.rank()]), self.experts

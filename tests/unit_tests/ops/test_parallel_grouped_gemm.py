@@ -24,17 +24,17 @@ from ascend_patch.ops.parallel_grouped_gemm import torch as pieces
 WORKER = "tests.unit_tests.ops.parallel_grouped_gemm.worker"
 
 
-def run(device: str, ranks: int, folder: Path) -> None:
+def run(kind: str, ranks: int, folder: Path, **variables: str) -> None:
     seed = random.randrange(10**6)
     print(f"seed {seed}")
-    environment = {**os.environ, "ASCEND_SIM_DEVICES": str(ranks), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", WORKER, device, str(ranks), str(folder), str(seed)]
+    environment = {**os.environ, "ASCEND_SIM_DEVICES": str(ranks), "OMP_NUM_THREADS": "1", **variables}
+    command = [sys.executable, "-m", WORKER, kind, str(ranks), str(folder), str(seed)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr
     results = [json.loads((folder / f"rank{rank}.json").read_text()) for rank in range(ranks)]
     failures = [f"rank {rank}, {name}\n{e}" for rank, found in enumerate(results) for name, e in found.items() if e]
     assert not failures, "\n".join(failures)
-    assert len(results[0]) >= 12
+    assert len(results[0]) >= 8
 
 
 @pytest.mark.parametrize("ranks", [2, pytest.param(4, marks=pytest.mark.slow), pytest.param(8, marks=pytest.mark.slow)])
@@ -47,6 +47,13 @@ def test_exact(ranks: int, tmp_path: Path) -> None:
 @pytest.mark.parametrize("ranks", [2, pytest.param(4, marks=pytest.mark.slow), pytest.param(8, marks=pytest.mark.slow)])
 def test_exact_on_npu(ranks: int, tmp_path: Path) -> None:
     run("npu", ranks, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.simulator
+@pytest.mark.usefixtures("npu_device")
+def test_fused_on_the_npu_that_has_it(tmp_path: Path) -> None:
+    run("large", 8, tmp_path, ASCEND_SIM_SOC="Ascend910_9392")
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
-"""Every case of parallel_grouped_gemm in a group of processes: ``worker.py DEVICE SIZE FOLDER SEED``.
+"""Every case of parallel_grouped_gemm in a group of processes: ``worker.py KIND SIZE FOLDER SEED``.
 
+The kind is a device, or ``large``: an npu, and the cases of :mod:`tests.unit_tests.ops.parallel_grouped_gemm.large`.
 Imports torch once and forks. Each rank leaves ``rank<R>.json`` in the folder: name of the case -> None or its
 traceback. Everybody makes everybody's inputs, so that what a rank must find is computed by one process in float64.
 """
@@ -27,6 +28,7 @@ from ascend_patch.ops.parallel_grouped_gemm import (
     reference,
 )
 from tests.unit_tests.ops.checks import relative_error
+from tests.unit_tests.ops.parallel_grouped_gemm import large
 
 TOLERANCES = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 1e-2}
 SIZES = (8, 24, 16)
@@ -201,16 +203,20 @@ def counted_bytes() -> Iterator[list[int]]:
 def run(kind: str, rank: int, size: int, folder: Path, seed: int) -> None:
     """One rank."""
     torch.set_num_threads(1)
-    device = torch.device(kind, rank) if kind == "npu" else torch.device(kind)
-    if kind == "npu":
+    device = torch.device("cpu") if kind == "cpu" else torch.device("npu", rank)
+    if device.type == "npu":
         torch.npu.set_device(device)
-    backend = "hccl" if kind == "npu" else "gloo"
+    backend = "hccl" if device.type == "npu" else "gloo"
     dist.init_process_group(backend, f"file://{folder}/store", timedelta(seconds=60), rank=rank, world_size=size)
     results = {}
-    for i, case in enumerate(_cases(kind)):
+    for i, case in enumerate(large.cases() if kind == "large" else _cases(kind)):
         results[str(case)] = None
+        generator = torch.Generator().manual_seed(seed + i)
         try:
-            check(case, kind, device, torch.Generator().manual_seed(seed + i))
+            if isinstance(case, large.Case):
+                large.check(case, device, generator)
+            else:
+                check(case, kind, device, generator)
         except AssertionError:
             results[str(case)] = traceback.format_exc()
         except Exception:  # the ranks may be out of step
