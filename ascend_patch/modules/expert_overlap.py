@@ -29,9 +29,9 @@ class OverlappedTokenDispatcher(MoEAlltoAllTokenDispatcher):
     def preprocess(self, routing_map: torch.Tensor) -> None:
         """Gather the counts of all ranks and start their copy to the host. There are no tokens of an expert yet."""
         own = routing_map.sum(dim=0)
-        counts = own.new_empty(self.ep_size, self.num_experts)
+        counts = own.new_empty(self.ep_size * self.num_experts)
         dist.all_gather_into_tensor(counts, own, group=self.tp_ep_group)
-        self._counts = _CopyToHost(counts, self.cuda_dtoh_stream)
+        self._counts = _CopyToHost(counts.view(self.ep_size, self.num_experts), self.cuda_dtoh_stream)
         self.num_out_tokens = routing_map.shape[0] * self.config.moe_router_topk
         if self.config.moe_expert_capacity_factor is not None:
             self.num_out_tokens = sum(self._counts.wait()[self.ep_group.rank()])
