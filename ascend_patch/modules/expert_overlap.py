@@ -25,6 +25,7 @@ class OverlappedTokenDispatcher(MoEAlltoAllTokenDispatcher):
     def __init__(self, linear_layers: Sequence[GroupedLinear], *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.linear_layers = linear_layers
+        self.num_global_tokens_per_local_expert = None  # upstream's sizes: nothing to copy to the host
 
     def preprocess(self, routing_map: torch.Tensor) -> None:
         """Gather the counts of all ranks and start their copy to the host. There are no tokens of an expert yet."""

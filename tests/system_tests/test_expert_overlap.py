@@ -14,7 +14,7 @@ from tests.system_tests.mixtral import CAPACITY, EP2, PP2, TINY, TP2_SP, tiny
 
 OVERLAP = {"overlap_dispatch_backward_with_experts_wgrad": True}
 EP4 = {"expert_model_parallel_size": 4}
-EP8 = {"expert_model_parallel_size": 8, "num_experts": 16}
+EP8 = {"expert_model_parallel_size": 8, "num_experts": 16, "global_batch_size": 16}
 FULL = {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1}
 MODULES = {"recompute_granularity": "selective", "recompute_modules": ("moe_act", "layernorm")}
 SHARED = {"moe_shared_expert_intermediate_size": 64}
@@ -27,7 +27,8 @@ CASES = [
     pytest.param(8, EP8, marks=SLOW, id="ep8"),
     pytest.param(4, EP2 | TP2_SP | {"expert_tensor_parallel_size": 1}, marks=SLOW, id="tp2_ep2"),
     pytest.param(4, EP2 | PP2, marks=SLOW, id="ep2_pp2"),
-    pytest.param(2, EP2 | CAPACITY | {"moe_permute_fusion": False}, marks=SLOW, id="capacity"),
+    pytest.param(2, EP2 | CAPACITY, marks=SLOW, id="capacity"),
+    pytest.param(2, EP2 | {"moe_permute_fusion": False}, marks=SLOW, id="no_permute_fusion"),
     pytest.param(2, EP2 | {"no_gradient_accumulation_fusion": True}, marks=SLOW, id="no_fusion"),
     pytest.param(2, EP2 | FULL, marks=SLOW, id="recompute"),
     pytest.param(2, EP2 | MODULES, marks=SLOW, id="recompute_modules"),
@@ -89,3 +90,42 @@ def test_other_releases(release: str, tmp_path: Path) -> None:
     reference, operator = reported(tmp_path, megatron=releases.folder(release), **EP2)
     assert operator["calls"] == {}
     assert run.succeeded().iterations == reference.succeeded().iterations
+
+
+@pytest.mark.slow
+@pytest.mark.npu
+@pytest.mark.usefixtures("npu_device")
+def test_on_npu(tmp_path: Path) -> None:
+    """Pieces, where the device has no fused operator: as many bytes, and the host waits as often."""
+    losses, asked = {}, {}
+    for name, flags in {"without": EP2, "with": EP2 | OVERLAP}.items():
+        folder = tmp_path / name
+        folder.mkdir()
+        run, operator = reported(folder, device="npu", **flags)
+        losses[name] = {number: float(entry.loss) for number, entry in run.succeeded().iterations.items()}
+        asked[name] = of_the_device(folder)
+    assert len(losses["with"]) == TINY["train_iters"]
+    assert losses["with"] == pytest.approx(losses["without"], rel=1e-3)
+    assert asked["with"] == asked["without"]
+    assert operator["calls"].keys() == {"all_to_all_grouped_gemm", "grouped_gemm_all_to_all"}
+
+
+def of_the_device(folder: Path) -> dict[str, int]:
+    """The first rank's waits of the host and bytes of expert parallel collectives; empty on a real device."""
+    found: dict[str, int] = {}
+    for file in folder.glob("rank0-*.json"):
+        for step in json.loads(file.read_text())["steps"]:
+            rows = [(f"waits in {row['name']}", row["count"]) for row in step["syncs"]]
+            rows += [(row["name"], row["bytes"]) for row in step["collectives"] if "EXPERT_MODEL" in row["group"]]
+            for name, count in rows:
+                found[name] = found.get(name, 0) + count
+    return found
+
+
+@pytest.mark.slow
+def test_switched_off_by_id(tmp_path: Path) -> None:
+    run, operator = reported(tmp_path, disabled="moe.expert_overlap", **EP2)
+    assert operator["calls"] == {}
+    assert run.succeeded().iterations == reported(tmp_path, **EP2 | OVERLAP)[0].succeeded().iterations
+    refused = train(tiny(**EP2 | OVERLAP), processes=2, variables={"ASCEND_PATCH_DISABLE": "moe.expert_overlap"})
+    assert "TE version >= 2.3.0 is required for overlap_dispatch_backward_with_experts_wgrad" in refused.output

@@ -29,7 +29,7 @@ def run(kind: str, ranks: int, folder: Path, **variables: str) -> None:
     print(f"seed {seed}")
     environment = {**os.environ, "ASCEND_SIM_DEVICES": str(ranks), "OMP_NUM_THREADS": "1", **variables}
     command = [sys.executable, "-m", WORKER, kind, str(ranks), str(folder), str(seed)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     results = [json.loads((folder / f"rank{rank}.json").read_text()) for rank in range(ranks)]
     failures = [f"rank {rank}, {name}\n{e}" for rank, found in enumerate(results) for name, e in found.items() if e]
