@@ -95,6 +95,7 @@ def test_other_releases(release: str, tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.npu
 @pytest.mark.usefixtures("npu_device")
+@pytest.mark.timeout(1200)
 def test_on_npu(tmp_path: Path) -> None:
     """Pieces, where the device has no fused operator: as many bytes, and the host waits as often.
 
@@ -123,7 +124,7 @@ LARGE = {
     "vocab_size": 100,
     "micro_batch_size": 2048,
     "global_batch_size": 8 * 2048,
-    "train_iters": 2,
+    "train_iters": 1,
 }
 """Between each two ranks the fused operators want 2 MiB, in a small model otherwise."""
 
@@ -133,7 +134,7 @@ LARGE = {
 @pytest.mark.usefixtures("npu_device")
 @pytest.mark.timeout(1500)
 def test_fused_on_the_npu_that_has_it(tmp_path: Path) -> None:
-    losses = []
+    found = []
     for flags in ({}, OVERLAP):
         report = tmp_path / f"report{len(flags)}.json"
         variables = {
@@ -142,10 +143,9 @@ def test_fused_on_the_npu_that_has_it(tmp_path: Path) -> None:
             "ASCEND_SIM_SOC": "Ascend910_9392",
         }
         run = train(tiny(**LARGE, **flags), processes=8, variables=variables, timeout=700).succeeded()
-        losses.append({number: float(entry.loss) for number, entry in run.iterations.items()})
+        found.append([float(number) for number in (run.iterations[1].loss, run.iterations[1].grad_norm)])
         operator = json.loads(report.read_text())["operators"]["parallel_grouped_gemm"]
-    assert losses[1] == pytest.approx(losses[0], rel=1e-3)
-    assert len(losses[1]) == LARGE["train_iters"]
+    assert found[1] == pytest.approx(found[0], rel=1e-3)
     assert {name: set(variants) for name, variants in operator["calls"].items()} == {
         "all_to_all_grouped_gemm": {"npu"},
         "grouped_gemm_all_to_all": {"npu"},
