@@ -114,44 +114,6 @@ def test_on_npu(tmp_path: Path) -> None:
     assert operator["calls"].keys() == {"all_to_all_grouped_gemm", "grouped_gemm_all_to_all"}
 
 
-LARGE = {
-    "num_layers": 1,
-    "hidden_size": 64,
-    "ffn_hidden_size": 64,
-    "num_experts": 8,
-    "expert_model_parallel_size": 8,
-    "seq_length": 64,
-    "vocab_size": 100,
-    "micro_batch_size": 2048,
-    "global_batch_size": 8 * 2048,
-    "train_iters": 1,
-}
-"""Between each two ranks the fused operators want 2 MiB, in a small model otherwise."""
-
-
-@pytest.mark.slow
-@pytest.mark.simulator
-@pytest.mark.usefixtures("npu_device")
-@pytest.mark.timeout(1500)
-def test_fused_on_the_npu_that_has_it(tmp_path: Path) -> None:
-    found = []
-    for flags in ({}, OVERLAP):
-        report = tmp_path / f"report{len(flags)}.json"
-        variables = {
-            "ASCEND_PATCH_REPORT": str(report),
-            "ASCEND_PATCH_DEVICE": "npu",
-            "ASCEND_SIM_SOC": "Ascend910_9392",
-        }
-        run = train(tiny(**LARGE, **flags), processes=8, variables=variables, timeout=700).succeeded()
-        found.append([float(number) for number in (run.iterations[1].loss, run.iterations[1].grad_norm)])
-        operator = json.loads(report.read_text())["operators"]["parallel_grouped_gemm"]
-    assert found[1] == pytest.approx(found[0], rel=1e-3)
-    assert {name: set(variants) for name, variants in operator["calls"].items()} == {
-        "all_to_all_grouped_gemm": {"npu"},
-        "grouped_gemm_all_to_all": {"npu"},
-    }, operator
-
-
 def of_the_device(folder: Path) -> dict[str, int]:
     """In the first rank's last step, waits of the host and bytes between experts; empty on a real device."""
     found: dict[str, int] = {}
