@@ -61,12 +61,6 @@ WITHOUT_TRANSFORMER_ENGINE = (
         "Leave it out: the results are the same, and --overlap-moe-expert-parallel-comm works without it.",
     ),
     Refusal(
-        "--overlap-dispatch-backward-with-experts-wgrad",
-        "overlap_dispatch_backward_with_experts_wgrad",
-        "computing weight gradients apart from the rest of the backward pass needs TransformerEngine's linear layers.",
-        "Use --overlap-moe-expert-parallel-comm.",
-    ),
-    Refusal(
         "--moe-router-fusion",
         "moe_router_fusion",
         "that fused router is TransformerEngine's; the router of ascend_patch needs no flag.",

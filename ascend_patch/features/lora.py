@@ -79,6 +79,13 @@ def check(args: Any) -> None:
         raise AscendPatchError(
             "--lora-target-modules names router, but without --num-experts there is none. Leave router out."
         )
+    if getattr(args, "overlap_dispatch_backward_with_experts_wgrad", False) and {"linear_fc1", "linear_fc2"} & {
+        *args.lora_target_modules
+    }:
+        raise AscendPatchError(
+            "--overlap-dispatch-backward-with-experts-wgrad was given, and --lora-target-modules names layers of the "
+            "experts: tokens are sent within these layers, and an adapter would not get them. Leave the first out."
+        )
     pipeline = args.pipeline_model_parallel_size
     refused = {
         f"--ckpt-format {args.ckpt_format}": args.ckpt_format not in ("torch", "torch_dist"),

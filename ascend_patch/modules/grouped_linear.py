@@ -24,6 +24,7 @@ from megatron.core.utils import divide
 from ascend_patch.engine.errors import AscendPatchError
 from ascend_patch.modules.main_grad import with_main_grad
 from ascend_patch.ops.grouped_gemm import grouped_gemm
+from ascend_patch.ops.parallel_grouped_gemm import Exchange, all_to_all_grouped_gemm, grouped_gemm_all_to_all
 
 
 class GroupedLinear(torch.nn.Module):
@@ -61,6 +62,7 @@ class GroupedLinear(torch.nn.Module):
         self.num_local_experts = num_local_experts
         self.partition_dim = partition_dim
         self.gated = gated
+        self.exchange: Exchange | None = None
         self.accumulates_in_place = config.gradient_accumulation_fusion
         self.ep_group, self.tp_group, self.dp_group = pg_collection.ep, pg_collection.expt_tp, pg_collection.expt_dp
         tp_size = self.tp_group.size()
@@ -99,9 +101,16 @@ class GroupedLinear(torch.nn.Module):
             weight.copy_(whole.chunk(self.tp_group.size(), dim=self.partition_dim)[self.tp_group.rank()])
 
     def forward(self, x: torch.Tensor, tokens_per_expert: list[int]) -> tuple[torch.Tensor, None]:
-        """``x`` is ``[sum(tokens_per_expert), in]``, sorted by expert; returns ``[…, out]`` and no bias."""
+        """``x`` is ``[sum(tokens_per_expert), in]``, sorted by expert; returns ``[…, out]`` and no bias.
+
+        With an ``exchange``, which is for one call, input or output is what this rank sends or gets back instead.
+        """
         weight, main_grad = with_main_grad(self.weight, self.accumulates_in_place)
-        return grouped_gemm(x, weight, tokens_per_expert, main_grad), None
+        exchange, self.exchange = self.exchange, None
+        if exchange is None:
+            return grouped_gemm(x, weight, tokens_per_expert, main_grad), None
+        layer = all_to_all_grouped_gemm if self.partition_dim == 0 else grouped_gemm_all_to_all
+        return layer(x, weight, exchange, main_grad), None
 
     def backward_dw(self) -> None:
         """Nothing is delayed: the weight gradient is computed in the backward pass (TEGroupedMLP asks)."""

@@ -1,6 +1,9 @@
 """What the Ascend variants check before they call an operator of torch_npu."""
 
+from typing import Any
+
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from ascend_patch.ops.registry import Unsupported
@@ -21,3 +24,9 @@ def require_tensors(operator: str, *tensors: Tensor) -> None:
         if t.dtype not in DTYPES:
             allowed = ", ".join(str(dtype).removeprefix("torch.") for dtype in DTYPES)
             raise Unsupported(f"dtype {str(t.dtype).removeprefix('torch.')}; {operator} takes {allowed}")
+
+
+def communicator(group: dist.ProcessGroup) -> str:
+    """The name by which HCCL knows a group of this rank."""
+    backend: Any = group._get_backend(torch.device("npu"))
+    return backend.get_hccl_comm_name(dist.get_rank())

@@ -32,6 +32,7 @@ OPERATORS = (
     "cross_entropy",
     "grouped_gemm",
     "paged_attention",
+    "parallel_grouped_gemm",
     "parallel_linear",
     "permute",
     "rms_norm",

@@ -10,12 +10,25 @@ import torch
 import torch.distributed as dist
 
 from ascend_sim.errors import ConstraintError, require
-from ascend_sim.kernels.checks import require_choice, require_dim, require_dtype, require_same_dtype, wide
+from ascend_sim.kernels.checks import (
+    require_choice,
+    require_dim,
+    require_dtype,
+    require_range,
+    require_same_dtype,
+    wide,
+)
 from ascend_sim.kernels.registry import kernel
 
 _DOCS = "https://gitcode.com/Ascend/op-plugin/blob/26.0.0/docs/zh/custom_APIs/torch_npu"
 _RANKS = (2, 4, 8, 16, 32)
+_CANN = "mc2/{} (gitcode.com/cann/ops-transformer)"
+_EXPERT_RANKS = (8, 16, 32, 64)
+_EXCHANGED = (2 * 2**20, 100 * 2**20)
+"""Bytes of the rows of ``gmm_x`` that each two ranks exchange."""
 _DTYPES = (torch.float16, torch.bfloat16)
+_ROUNDED = "Products are accumulated in float32 and rounded once, before they are sent."
+_ROUTED = "The product of a shared expert (mm_x, mm_weight) is not modelled."
 _EMPTY = "A tensor without elements is refused: the document does not speak of one."
 
 
@@ -53,6 +66,63 @@ def npu_mm_reduce_scatter_base(
     return _host(scattered)
 
 
+@kernel(
+    "npu_alltoallv_gmm",
+    source=f"{_DOCS}/torch_npu-npu_alltoallv_gmm.md; limits of what two ranks exchange: "
+    f"{_CANN.format('allto_allv_grouped_mat_mul/op_host/op_tiling')}; order of the counts: "
+    "test/test_custom_ops/test_alltoallv_gmm.py (Ascend/op-plugin)",
+    assumes=(_ROUNDED, _ROUTED),
+)
+def npu_alltoallv_gmm(
+    gmm_x: torch.Tensor,
+    gmm_weight: torch.Tensor,
+    hcom: str,
+    ep_world_size: int,
+    send_counts: list[int],
+    recv_counts: list[int],
+    trans_gmm_weight: bool,
+    permute_out_flag: bool,
+) -> tuple[torch.Tensor, None, torch.Tensor | None]:
+    """Rows of ``gmm_x`` to the ranks of their experts, sorted there by expert, and each expert's product of its own.
+
+    ``send_counts`` are by rank, then by that rank's expert; ``recv_counts`` by rank, then by this rank's expert.
+    """
+    matrices = gmm_weight.transpose(-1, -2) if trans_gmm_weight else gmm_weight
+    backend = _check_exchange(gmm_x, matrices, hcom, ep_world_size, send_counts, recv_counts)
+    experts = matrices.shape[0]
+    by_rank = _exchanged(backend, gmm_x, _per_rank(send_counts, experts), _per_rank(recv_counts, experts))
+    by_expert = _sorted(by_rank, recv_counts, experts)
+    return _grouped_product(by_expert, matrices, recv_counts), None, by_expert if permute_out_flag else None
+
+
+@kernel(
+    "npu_gmm_alltoallv",
+    source=f"{_DOCS}/torch_npu-npu_gmm_alltoallv.md; limits of what two ranks exchange, and order of the counts: "
+    f"{_CANN.format('grouped_mat_mul_allto_allv')}",
+    assumes=(_ROUNDED, _ROUTED),
+)
+def npu_gmm_alltoallv(
+    gmm_x: torch.Tensor,
+    gmm_weight: torch.Tensor,
+    hcom: str,
+    ep_world_size: int,
+    send_counts: list[int],
+    recv_counts: list[int],
+    trans_gmm_weight: bool,
+) -> tuple[torch.Tensor, None]:
+    """Each expert's product of its rows of ``gmm_x``, and these back to the ranks that they are of.
+
+    ``send_counts`` are by rank, then by this rank's expert; ``recv_counts`` by rank, then by that rank's expert.
+    """
+    matrices = gmm_weight.transpose(-1, -2) if trans_gmm_weight else gmm_weight
+    backend = _check_exchange(gmm_x, matrices, hcom, ep_world_size, send_counts, recv_counts)
+    experts = matrices.shape[0]
+    product = _grouped_product(gmm_x, matrices, send_counts)
+    turned = [send_counts[rank * experts + expert] for expert in range(experts) for rank in range(ep_world_size)]
+    by_rank = _sorted(product, turned, ep_world_size)
+    return _exchanged(backend, by_rank, _per_rank(send_counts, experts), _per_rank(recv_counts, experts)), None
+
+
 def _check(input: torch.Tensor, x2: torch.Tensor, hcom: str, world_size: int) -> Any:
     """What both operators need; returns the backend that `hcom` names."""
     for name, tensor in (("input", input), ("x2", x2)):
@@ -68,6 +138,66 @@ def _check(input: torch.Tensor, x2: torch.Tensor, hcom: str, world_size: int) ->
     backend = _backend(hcom)
     require(backend.size() == world_size, f"world_size is {world_size}, the group has {backend.size()} ranks")
     return backend
+
+
+def _check_exchange(
+    gmm_x: torch.Tensor,
+    matrices: torch.Tensor,
+    hcom: str,
+    ep_world_size: int,
+    send_counts: list[int],
+    recv_counts: list[int],
+) -> Any:
+    """What both operators of experts need; returns the backend that `hcom` names."""
+    require_dim("gmm_x", gmm_x, 2)
+    require_dim("gmm_weight", matrices, 3)
+    for name, tensor in (("gmm_x", gmm_x), ("gmm_weight", matrices)):
+        require_dtype(name, tensor, _DTYPES)
+    require_same_dtype(gmm_x=gmm_x, gmm_weight=matrices)
+    experts, inner, outer = matrices.shape
+    require(
+        gmm_x.shape[1] == inner, f"gmm_x has {gmm_x.shape[1]} columns and each expert {inner} rows, needed: as many"
+    )
+    for name, size in (("inner", inner), ("outer", outer)):
+        require(0 < size < 65536, f"the {name} size is {size}, allowed: 1 to 65535")
+    require_choice("ep_world_size", ep_world_size, _EXPERT_RANKS)
+    require_range("experts of a rank", experts, 1, 32)
+    require_range("experts of all ranks", experts * ep_world_size, 1, 256)
+    for name, counts in (("send_counts", send_counts), ("recv_counts", recv_counts)):
+        require(
+            len(counts) == experts * ep_world_size,
+            f"{name} has {len(counts)} entries, needed: {experts} for each of {ep_world_size} ranks",
+        )
+        for rank, count in enumerate(_per_rank(counts, experts)):
+            require_range(f"bytes in {name} of rank {rank}", count * inner * 2, *_EXCHANGED)
+    rows = sum(send_counts)
+    require(gmm_x.shape[0] == rows, f"gmm_x has {gmm_x.shape[0]} rows, needed: the sum of send_counts, {rows}")
+    backend = _backend(hcom)
+    require(backend.size() == ep_world_size, f"ep_world_size is {ep_world_size}, the group has {backend.size()} ranks")
+    return backend
+
+
+def _per_rank(counts: list[int], experts: int) -> list[int]:
+    return [sum(counts[start : start + experts]) for start in range(0, len(counts), experts)]
+
+
+def _sorted(rows: torch.Tensor, counts: list[int], inner: int) -> torch.Tensor:
+    """Rows in groups ``counts[i * inner + j]`` -> those of the first ``j`` first."""
+    groups = rows.split(counts)
+    return torch.cat([group for j in range(inner) for group in groups[j::inner]])
+
+
+def _grouped_product(rows: torch.Tensor, matrices: torch.Tensor, counts: list[int]) -> torch.Tensor:
+    """``rows[e] @ matrices[e]``; ``counts`` are by rank, then by expert."""
+    experts = matrices.shape[0]
+    parts = rows.split([sum(counts[expert::experts]) for expert in range(experts)])
+    return torch.cat([_product(part, matrix) for part, matrix in zip(parts, matrices, strict=True)])
+
+
+def _exchanged(backend: Any, rows: torch.Tensor, leaving: list[int], arriving: list[int]) -> torch.Tensor:
+    arrived = _on_device(sum(arriving), rows.shape[1], rows.dtype)
+    backend.alltoall_base(arrived, _uploaded(rows), arriving, leaving, dist.AllToAllOptions()).wait()
+    return _host(arrived)
 
 
 def _backend(hcom: str) -> Any:

@@ -1,6 +1,6 @@
-"""Run the bundled entry and print what rank 0 gathered and scattered: calls and bytes by group.
+"""Run the bundled entry and print what rank 0 gathered, scattered and exchanged: calls and bytes by group.
 
-For test_tp_comm_overlap.py.
+For test_tp_comm_overlap.py and test_expert_overlap.py.
 """
 
 import json
@@ -14,7 +14,7 @@ from ascend_patch.run import BUNDLED
 
 
 def count(method: str, whole: int) -> None:
-    """Count the calls of a method of ``ProcessGroup``, and the bytes of the larger of the two tensors."""
+    """Count the calls of a method of ``ProcessGroup``, and the bytes of one of its tensors: what is sent, or more."""
     original: Callable = getattr(dist.ProcessGroup, method)
 
     def call(group: dist.ProcessGroup, *args):
@@ -29,6 +29,7 @@ if __name__ == "__main__":
     sent: dict[str, tuple[int, int]] = {}
     count("_allgather_base", 0)
     count("_reduce_scatter_base", 1)
+    count("alltoall_base", 1)
     try:
         runpy.run_path(str(BUNDLED), run_name="__main__")
     finally:

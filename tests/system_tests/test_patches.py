@@ -100,6 +100,10 @@ ROWS = (
         why="for --tp-comm-overlap alone: one run without both (tests/system_tests/test_tp_comm_overlap.py has it)",
     ),
     Row(
+        ("moe.expert_overlap",),
+        why="for one flag alone: one run without the patch (tests/system_tests/test_expert_overlap.py has it)",
+    ),
+    Row(
         ("recompute.without_output",),
         both={"recompute_granularity": "selective", "recompute_modules": ("moe_act", "layernorm")},
         without={"recompute_granularity": False, "recompute_modules": False},

@@ -55,6 +55,37 @@ def grouped_gemm(
     return run("grouped_gemm", "grouped_gemm", x, weight, counts, weight_gradient)
 
 
+def grouped_product(x: Tensor, matrices: Tensor, counts: Sequence[int], out: Tensor) -> None:
+    """``out[e] = x[e] @ matrices[e]`` for every expert ``e``, for passes that are written by hand: without gradients.
+
+    Args:
+        x: ``[T, K]``, contiguous, floating point, the rows in the order of the experts.
+        matrices: ``[E, K, N]``, same dtype, contiguous or the transposed view of such a tensor.
+        counts: ``E`` non-negative integers that add up to ``T``.
+        out: ``[T, N]``, contiguous, same dtype; written.
+
+    The products and their error are those of :func:`grouped_gemm`.
+    """
+    run("grouped_gemm", "grouped_product", x, matrices, counts, out)
+
+
+def grouped_weight_gradient(
+    x: Tensor, grad_y: Tensor, counts: Sequence[int], weight_gradient: Tensor | None = None
+) -> Tensor | None:
+    """``grad_y[e].T @ x[e]`` for every expert ``e``: what the backward pass of :func:`grouped_gemm` computes.
+
+    Args:
+        x: ``[T, K]``, contiguous, floating point, the rows in the order of the experts.
+        grad_y: ``[T, N]``, contiguous, same dtype.
+        counts: ``E`` non-negative integers that add up to ``T``.
+        weight_gradient: ``[E, N, K]`` to add it to, or None.
+
+    Returns:
+        ``[E, N, K]`` in the dtype of ``x``; None if it went into ``weight_gradient``.
+    """
+    return run("grouped_gemm", "grouped_weight_gradient", x, grad_y, counts, weight_gradient)
+
+
 def add_weight_gradient(x: Tensor, grad_y: Tensor, weight_gradient: Tensor) -> None:
     """``weight_gradient += grad_y.T @ x``, for a layer ``y = x @ weight.T``.
 

@@ -18,26 +18,25 @@ _STEPS = 16
 """All heights up to it, then its multiples, then so many between a power of two and the next."""
 
 
-def multiply(x: Tensor, matrices: Tensor, counts: Sequence[int]) -> Tensor:
-    """``y[e] = x[e] @ matrices[e]``, ``[T, N]``.
+def multiply(x: Tensor, matrices: Tensor, counts: Sequence[int], out: Tensor) -> None:
+    """``out[e] = x[e] @ matrices[e]``.
 
     Args:
         x: ``[T, K]``, the rows in the order of the experts.
         matrices: ``[E, K, N]``, same dtype.
         counts: of rows, by expert; they add up to ``T``.
+        out: ``[T, N]``, contiguous, same dtype.
     """
-    y = x.new_empty(x.shape[0], matrices.shape[2])
     start = 0
     for expert, count in enumerate(counts):
         if not count:  # in a step of generation most have none
             continue
         end, stop = start + count, start + _height(count, x)
         if stop <= x.shape[0]:
-            torch.mm(x[start:stop], matrices[expert], out=y[start:stop])
+            torch.mm(x[start:stop], matrices[expert], out=out[start:stop])
         else:
-            y[start:end] = pad(x[start:end], (0, 0, 0, stop - end)).mm(matrices[expert])[:count]
+            out[start:end] = pad(x[start:end], (0, 0, 0, stop - end)).mm(matrices[expert])[:count]
         start = end
-    return y
 
 
 def weight_gradient(grad_y: Tensor, x: Tensor, counts: Sequence[int]) -> Tensor:

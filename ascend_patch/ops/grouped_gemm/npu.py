@@ -7,6 +7,7 @@ backward. ``npu_grouped_matmul_add_`` sums a weight gradient in place, in float3
 Operators: aclnnGroupedMatmulV4/V5 (group types 0 and 2) and aclnnGroupedMatmulAdd of CANN's ops-transformer.
 """
 
+from collections.abc import Sequence
 from functools import lru_cache
 from itertools import accumulate
 from typing import Any
@@ -34,15 +35,28 @@ def grouped_gemm(
     x: Tensor, weight: Tensor, tokens_per_expert: list[int], weight_gradient: Tensor | None = None
 ) -> Tensor:
     """See :func:`ascend_patch.ops.grouped_gemm.grouped_gemm`."""
-    if x.dtype not in _DTYPES:
-        raise Unsupported(f"{x.dtype}; npu_grouped_matmul takes bfloat16, float16 and float32")
-    if not all(_SMALLEST <= size < _INNER_LIMIT for size in weight.shape[1:]):
-        raise Unsupported(
-            f"a weight of {tuple(weight.shape)}; npu_grouped_matmul takes sizes of {_SMALLEST} to {_INNER_LIMIT - 1}"
-        )
-    if weight.shape[0] > _MOST_GROUPS:
-        raise Unsupported(f"{weight.shape[0]} experts; npu_grouped_matmul takes up to {_MOST_GROUPS}")
+    _require(x.dtype, weight.shape)
     return apply(_GroupedGemm, x, weight, tokens_per_expert, weight_gradient)
+
+
+def grouped_product(x: Tensor, matrices: Tensor, counts: list[int], out: Tensor) -> None:
+    """See :func:`ascend_patch.ops.grouped_gemm.grouped_product`. npu_grouped_matmul makes its result itself."""
+    _require(x.dtype, matrices.shape)
+    if len(counts) == 1:
+        torch.mm(x, matrices[0], out=out)
+    elif x.shape[0]:
+        out.copy_(_matmul(x, matrices, _ends(tuple(counts), x.device), _ROWS))
+
+
+def grouped_weight_gradient(
+    x: Tensor, grad_y: Tensor, counts: list[int], weight_gradient: Tensor | None = None
+) -> Tensor | None:
+    """See :func:`ascend_patch.ops.grouped_gemm.grouped_weight_gradient`."""
+    shape = (len(counts), grad_y.shape[1], x.shape[1])
+    _require(x.dtype, shape)
+    if x.shape[0]:
+        return _weight_gradient(grad_y, x, _ends(tuple(counts), x.device), weight_gradient)
+    return x.new_zeros(shape) if weight_gradient is None else None
 
 
 def add_weight_gradient(x: Tensor, grad_y: Tensor, weight_gradient: Tensor) -> None:
@@ -80,6 +94,18 @@ class _GroupedGemm(torch.autograd.Function):
         if ctx.needs_input_grad[1]:
             grad_weight = _weight_gradient(grad_y, x, ends, ctx.weight_gradient)
         return grad_x, grad_weight, None, None
+
+
+def _require(dtype: torch.dtype, shape: Sequence[int]) -> None:
+    """Check the dtype, and the shape of the experts' matrices."""
+    if dtype not in _DTYPES:
+        raise Unsupported(f"{dtype}; npu_grouped_matmul takes bfloat16, float16 and float32")
+    if not all(_SMALLEST <= size < _INNER_LIMIT for size in shape[1:]):
+        raise Unsupported(
+            f"a weight of {tuple(shape)}; npu_grouped_matmul takes sizes of {_SMALLEST} to {_INNER_LIMIT - 1}"
+        )
+    if shape[0] > _MOST_GROUPS:
+        raise Unsupported(f"{shape[0]} experts; npu_grouped_matmul takes up to {_MOST_GROUPS}")
 
 
 def _weight_gradient(grad_y: Tensor, x: Tensor, ends: Tensor, accumulated: Tensor | None) -> Tensor | None:

@@ -16,6 +16,23 @@ def grouped_gemm(
     return torch.cat(parts)
 
 
+def grouped_product(x: Tensor, matrices: Tensor, counts: list[int], out: Tensor) -> None:
+    """See :func:`ascend_patch.ops.grouped_gemm.grouped_product`."""
+    torch.cat([part @ matrix for part, matrix in zip(x.split(counts), matrices, strict=True)], out=out)
+
+
+def grouped_weight_gradient(
+    x: Tensor, grad_y: Tensor, counts: list[int], weight_gradient: Tensor | None = None
+) -> Tensor | None:
+    """See :func:`ascend_patch.ops.grouped_gemm.grouped_weight_gradient`."""
+    parts = zip(x.split(counts), grad_y.split(counts), strict=True)
+    gradient = torch.stack([grad_part.t() @ part for part, grad_part in parts])
+    if weight_gradient is None:
+        return gradient
+    weight_gradient.add_(gradient)
+    return None
+
+
 def add_weight_gradient(x: Tensor, grad_y: Tensor, weight_gradient: Tensor) -> None:
     """See :func:`ascend_patch.ops.grouped_gemm.add_weight_gradient`."""
     weight_gradient.add_(grad_y.t().mm(x))

@@ -5,14 +5,12 @@ docs/zh/custom_APIs). Two of them cannot be checked here: the ranks must be join
 and on Atlas A2 all such operators of a model must name one communicator.
 """
 
-from typing import Any
-
 import torch
 import torch.distributed as dist
 import torch_npu
 from torch import Tensor
 
-from ascend_patch.ops.ascend import require_tensors
+from ascend_patch.ops.ascend import communicator, require_tensors
 from ascend_patch.ops.function import apply
 from ascend_patch.ops.parallel_linear.passes import AllGatherLinear, LinearReduceScatter, Products
 from ascend_patch.ops.registry import Unsupported
@@ -55,18 +53,12 @@ def _require(x: Tensor, weight: Tensor, group: dist.ProcessGroup) -> None:
 
 
 def _gather_matmul(a: Tensor, b: Tensor, group: dist.ProcessGroup, keep: bool) -> tuple[Tensor, Tensor | None]:
-    product, whole = torch_npu.npu_all_gather_base_mm(a, b, _communicator(group), group.size(), gather_output=keep)
+    product, whole = torch_npu.npu_all_gather_base_mm(a, b, communicator(group), group.size(), gather_output=keep)
     return product, whole if keep else None
 
 
 def _matmul_scatter(a: Tensor, b: Tensor, group: dist.ProcessGroup) -> Tensor:
-    return torch_npu.npu_mm_reduce_scatter_base(a, b, _communicator(group), group.size())
-
-
-def _communicator(group: dist.ProcessGroup) -> str:
-    """The name by which HCCL knows the group."""
-    backend: Any = group._get_backend(torch.device("npu"))
-    return backend.get_hccl_comm_name(dist.get_rank())
+    return torch_npu.npu_mm_reduce_scatter_base(a, b, communicator(group), group.size())
 
 
 _PRODUCTS = Products(_gather_matmul, _matmul_scatter)

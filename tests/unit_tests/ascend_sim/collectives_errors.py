@@ -60,6 +60,13 @@ def check_refused_products(world):
         expect("which is no group's communicator", lambda f=product: f(x, weight, "another", world.size))
         expect("world_size is 32, the group has", lambda f=product: f(x, weight, name, 32))
     expect("5 rows, needed: a multiple", lambda: torch_npu.npu_mm_reduce_scatter_base(x, weight, name, world.size))
+    x, weight = x.new_ones(8 * 4096, 256), x.new_ones(1, 256, 1)
+    for product in (torch_npu.npu_alltoallv_gmm, torch_npu.npu_gmm_alltoallv):
+        expect("no group's communicator", lambda f=product: f(x, weight, "another", 8, [4096] * 8, [4096] * 8))
+        expect(
+            f"ep_world_size is 8, the group has {world.size}",
+            lambda f=product: f(x, weight, name, 8, [4096] * 8, [4096] * 8),
+        )
 
 
 def check_refused_peers_and_backends(world):

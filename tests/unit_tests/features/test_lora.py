@@ -18,6 +18,8 @@ OTHERS = {
     "untie_embeddings_and_output_weights": True,
 }
 
+OVERLAP = {"overlap_dispatch_backward_with_experts_wgrad": True}
+
 
 def parse(line: str, **others: object) -> argparse.Namespace:
     parser = lora.add_megatron_arguments(lambda parser: parser)(argparse.ArgumentParser())
@@ -55,6 +57,7 @@ def test_validation_goes_on() -> None:
         ("--lora-target-modules linear_qkv", {"expert_tensor_parallel_size": 2}, "--expert-tensor-parallel-size 2"),
         ("--lora-target-modules linear_qkv", {"untie_embeddings_and_output_weights": False}, "size 2 without --untie"),
         ("--lora-target-modules linear_qkv", {"use_megatron_fsdp": True}, "--use-megatron-fsdp was given with"),
+        ("--lora-target-modules router linear_fc2", OVERLAP, "an adapter would not get them"),
     ],
 )
 def test_refused(line: str, others: dict, message: str) -> None:

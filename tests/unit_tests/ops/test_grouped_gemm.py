@@ -17,6 +17,7 @@ from tests.unit_tests.ops.checks import (
     relative_error,
     results_and_gradients,
 )
+from tests.unit_tests.ops.grouped_gemm.passes import check_passes
 
 VARIANTS = [reference, fast]
 COUNTS = [[3, 0, 7, 1], [0, 0, 0, 5], [0, 0, 0, 0], [1], [4, 4]]
@@ -36,6 +37,14 @@ def test_product_and_gradients(variant, dtype, counts, k, n):
         partial(reference.grouped_gemm, tokens_per_expert=counts),
         *operands(counts, k, n, dtype),
     )
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("counts", COUNTS)
+@pytest.mark.parametrize(("k", "n"), [(16, 32), (5, 3)], ids=["aligned", "odd"])
+def test_passes_by_themselves(variant, dtype, counts, k, n):
+    check_passes(variant, *operands(counts, k, n, dtype), counts)
 
 
 def test_non_contiguous_operands():

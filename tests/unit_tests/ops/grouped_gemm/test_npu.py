@@ -8,6 +8,7 @@ import torch
 from ascend_patch.ops.grouped_gemm import reference
 from ascend_patch.ops.registry import Unsupported
 from tests.unit_tests.ops.checks import TOLERANCES, relative_error, results_and_gradients
+from tests.unit_tests.ops.grouped_gemm.passes import check_passes
 from tests.unit_tests.ops.npu_checks import check_on_npu
 
 pytestmark = pytest.mark.npu
@@ -41,6 +42,13 @@ def check(npu, counts, inputs, device):
 @pytest.mark.parametrize(("n", "k"), [(32, 16), (3, 5), (2, 2)])
 def test_product_and_gradients(npu, npu_device, dtype, counts, n, k):
     check(npu, counts, operands(counts, n, k, dtype), npu_device)
+
+
+@pytest.mark.parametrize("dtype", [FLOAT32, BFLOAT16])
+@pytest.mark.parametrize("counts", COUNTS.values(), ids=COUNTS)
+@pytest.mark.parametrize(("n", "k"), [(32, 16), (3, 5)])
+def test_passes_by_themselves(npu, npu_device, dtype, counts, n, k):
+    check_passes(npu, *(t.to(npu_device) for t in operands(counts, n, k, dtype)), counts)
 
 
 @pytest.mark.parametrize("dtype", [FLOAT32, BFLOAT16])
