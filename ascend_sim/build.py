@@ -143,7 +143,7 @@ def _compile(pair: Pair, target: Path) -> None:
     includes = {
         "acl_runtime": [f"-I{acl}"],
         "op_compiler": [],
-        "counters": [*torch, "-fvisibility=default"],
+        "counters": [*torch, f"-I{pair.torch_npu / 'include'}", f"-I{acl}", "-fvisibility=default"],
         "dispatch": [*torch, "-fvisibility=default"],
         "hccl": [*torch, *python],
     }

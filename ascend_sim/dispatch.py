@@ -23,7 +23,7 @@ HOST_ONLY = frozenset(
 def load(libraries: Path) -> None:
     """Load the compiled part; ``torch.ops.ascend_sim`` exists afterwards."""
     torch.ops.load_library(str(libraries / "libascend_sim.so"))
-    torch.ops.ascend_sim.watch_synchronizations()
+    torch.ops.ascend_sim.watch_order()
 
 
 def install() -> None:

@@ -122,19 +122,20 @@ aclError create_stream(aclrtStream* stream) {
   return ACL_SUCCESS;
 }
 
-using OnSynchronize = void (*)(const char* what);
-std::atomic<OnSynchronize> on_synchronize{nullptr};
+using OnOrder = void (*)(const char* what, aclrtStream stream, aclrtEvent event);
+std::atomic<OnOrder> on_order{nullptr};
 
-// Streams have nothing left to do when the host waits for them; that it waits is counted.
-aclError synchronize(const char* what) {
-  if (const OnSynchronize count = on_synchronize.load()) count(what);
+// Streams run at once, so that nothing is left to wait for; that it was asked for is told.
+aclError order(const char* what, aclrtStream stream = nullptr, aclrtEvent event = nullptr) {
+  if (const OnOrder tell = on_order.load()) tell(what, stream, event);
   return ACL_SUCCESS;
 }
 
 }  // namespace
 
-// For counters.cpp, which is loaded later: call `function` whenever the host waits for a device, stream or event.
-ACL_API void ascend_sim_on_synchronize(OnSynchronize function) { on_synchronize = function; }
+// For counters.cpp, which is loaded later: call `function` whenever the host waits for a device, stream or event, an
+// event is recorded, or a stream is to wait for one.
+ACL_API void ascend_sim_on_order(OnOrder function) { on_order = function; }
 
 // ---- process and errors
 
@@ -300,10 +301,12 @@ ACL_API aclError aclrtDestroyStreamForce(aclrtStream stream) { return aclrtDestr
 ACL_API aclError aclrtSetStreamFailureMode(aclrtStream, uint64_t) { return ACL_SUCCESS; }
 ACL_API aclError aclrtSetStreamAttribute(aclrtStream, aclrtStreamAttr, aclrtStreamAttrValue*) { return ACL_SUCCESS; }
 ACL_API aclError aclrtSetStreamOverflowSwitch(aclrtStream, uint32_t) { return ACL_SUCCESS; }
-ACL_API aclError aclrtSynchronizeStream(aclrtStream) { return synchronize("synchronize stream"); }
-ACL_API aclError aclrtSynchronizeStreamWithTimeout(aclrtStream, int32_t) { return synchronize("synchronize stream"); }
-ACL_API aclError aclrtSynchronizeDevice() { return synchronize("synchronize device"); }
-ACL_API aclError aclrtSynchronizeDeviceWithTimeout(int32_t) { return synchronize("synchronize device"); }
+ACL_API aclError aclrtSynchronizeStream(aclrtStream stream) { return order("synchronize stream", stream); }
+ACL_API aclError aclrtSynchronizeStreamWithTimeout(aclrtStream stream, int32_t) {
+  return order("synchronize stream", stream);
+}
+ACL_API aclError aclrtSynchronizeDevice() { return order("synchronize device"); }
+ACL_API aclError aclrtSynchronizeDeviceWithTimeout(int32_t) { return order("synchronize device"); }
 ACL_API aclError aclrtStreamQuery(aclrtStream, aclrtStreamStatus* status) {
   *status = ACL_STREAM_STATUS_COMPLETE;
   return ACL_SUCCESS;
@@ -312,7 +315,9 @@ ACL_API aclError aclrtStreamGetId(aclrtStream stream, int32_t* id) {
   *id = stream != nullptr ? static_cast<Stream*>(stream)->id : 0;
   return ACL_SUCCESS;
 }
-ACL_API aclError aclrtStreamWaitEvent(aclrtStream, aclrtEvent) { return ACL_SUCCESS; }
+ACL_API aclError aclrtStreamWaitEvent(aclrtStream stream, aclrtEvent event) {
+  return order("wait event", stream, event);
+}
 ACL_API aclError aclrtCreateEventWithFlag(aclrtEvent* event, uint32_t) {
   *event = new Event;
   return ACL_SUCCESS;
@@ -324,12 +329,12 @@ ACL_API aclError aclrtDestroyEvent(aclrtEvent event) {
   delete static_cast<Event*>(event);
   return ACL_SUCCESS;
 }
-ACL_API aclError aclrtRecordEvent(aclrtEvent event, aclrtStream) {
+ACL_API aclError aclrtRecordEvent(aclrtEvent event, aclrtStream stream) {
   static_cast<Event*>(event)->milliseconds = now_in_milliseconds();
-  return ACL_SUCCESS;
+  return order("record event", stream, event);
 }
 ACL_API aclError aclrtResetEvent(aclrtEvent, aclrtStream) { return ACL_SUCCESS; }
-ACL_API aclError aclrtSynchronizeEvent(aclrtEvent) { return synchronize("synchronize event"); }
+ACL_API aclError aclrtSynchronizeEvent(aclrtEvent event) { return order("synchronize event", nullptr, event); }
 ACL_API aclError aclrtQueryEventStatus(aclrtEvent, aclrtEventRecordedStatus* status) {
   *status = ACL_EVENT_RECORDED_STATUS_COMPLETE;
   return ACL_SUCCESS;

@@ -358,7 +358,7 @@ class HcclBackend : public c10d::Backend {
     Call call = begin("send", OpType::SEND);
     call.require_contiguous(call.single(tensors));
     call.require_peer(peer);
-    count_collective(call.operation, call.group, nbytes(tensors));
+    count(call, nbytes(tensors));
     return start_messages(call, {"isend"}, tensors, {peer});
   }
 
@@ -366,7 +366,7 @@ class HcclBackend : public c10d::Backend {
     Call call = begin("recv", OpType::RECV);
     call.require_contiguous(call.single(tensors));
     call.require_peer(peer);
-    count_collective(call.operation, call.group, 0);
+    count(call, 0);
     return start_messages(call, {"irecv"}, tensors, {peer});
   }
 
@@ -389,7 +389,7 @@ class HcclBackend : public c10d::Backend {
       call.require_peer(peers[i]);
       if (kinds[i] == "isend") contributed += tensors[i].nbytes();
     }
-    count_collective(call.operation, call.group, contributed);
+    count(call, contributed);
     return start_messages(call, kinds, tensors, peers);
   }
 
@@ -404,7 +404,9 @@ class HcclBackend : public c10d::Backend {
     TORCH_CHECK(coalescing_, "simulated hccl: coalescing was ended but not started in group ", group());
     coalescing_ = false;
     if (coalesced_.empty()) return nullptr;
-    Call call{"coalesced calls", group(), global_ranks_, getRank(), getSize(), sequence_, OpType::COALESCED};
+    // To wait for it is to wait for the last of them: the calls of a group run one after the other.
+    Call call{"coalesced calls", group(), global_ranks_, getRank(), getSize(), sequence_, OpType::COALESCED,
+              comm_name()};
     auto all = c10::make_intrusive<HcclWork>(call, Tensors{}, coalesced_.size());
     for (const auto& work : std::exchange(coalesced_, {})) {
       work->getFuture()->addCallback([all](c10::ivalue::Future& one) {
@@ -418,21 +420,25 @@ class HcclBackend : public c10d::Backend {
   // ---- a call, from its name to its handle
 
   Call begin(const char* operation, OpType type) {
-    Call call{operation, group(), global_ranks_, getRank(), getSize(), ++sequence_, type};
+    Call call{operation, group(), global_ranks_, getRank(), getSize(), ++sequence_, type, comm_name()};
     call.require(closed_.empty(), "the group was " + closed_, "Make a new one");
     return call;
+  }
+
+  static void count(const Call& call, int64_t contributed) {
+    count_collective(call.operation, call.group, contributed, call.communicator, call.sequence);
   }
 
   // Counts the call and starts it; `terms.text` goes on behind the operation's name.
   template <typename Task>
   WorkPtr submit(const Call& call, Tensors outputs, int64_t contributed, Terms terms, Milliseconds timeout, Task task) {
-    count_collective(call.operation, call.group, contributed);
+    count(call, contributed);
     return start(call, std::move(outputs), std::move(terms), timeout, std::move(task));
   }
 
   // HCCL runs one collective for each of the tensors that are coalesced.
   static void count_each(const Call& call, const Tensors& inputs) {
-    for (const auto& input : inputs) count_collective(call.operation, call.group, input.nbytes());
+    for (const auto& input : inputs) count(call, input.nbytes());
   }
 
   template <typename Task>

@@ -21,6 +21,7 @@ struct Call {
   int size = 1;
   uint64_t sequence = 0;  // counts the calls of this rank on this group
   c10d::OpType type = c10d::OpType::UNKNOWN;
+  std::string communicator;
 
   int64_t global_rank(int member) const { return global_ranks.empty() ? member : global_ranks.at(member); }
 

@@ -13,6 +13,7 @@
 #include <utility>
 #include <vector>
 
+#include "counters.h"
 #include "hccl_call.h"
 
 namespace ascend_sim {
@@ -47,8 +48,10 @@ class HcclWork : public c10d::Work {
     error_ ? future_->setError(error_) : future_->markCompleted(c10::IValue(outputs_));
   }
 
-  // Blocks until the result is in place. An error is raised by every call of it.
+  // Blocks until the result is in place, where a device would only have the current stream wait. An error is raised by
+  // every call of it.
   bool wait(std::chrono::milliseconds timeout) override {
+    wait_for_collective(call_.communicator, call_.sequence);
     if (timeout != kNoTimeout) {
       std::unique_lock<std::mutex> lock(mutex_);
       if (!cv_.wait_for(lock, timeout, [this] { return completed_; })) {

@@ -201,6 +201,8 @@ def _exchanged(backend: Any, rows: torch.Tensor, leaving: list[int], arriving: l
 
 
 def _backend(hcom: str) -> Any:
+    """The backend whose collectives are from here on part of the operator."""
+    torch.ops.ascend_sim.begin_operator()
     device = torch.device("npu")
     for group in dist.distributed_c10d._world.pg_map:
         if device in group._device_types:

@@ -7,7 +7,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed import ReduceOp
 
-from ascend_sim import counters
+from ascend_sim import counters, timeline
 
 SHAPES = [(7,), (3, 5), (), (4, 0, 2), (257, 33)]
 FLOATS = [torch.float32, torch.float16, torch.bfloat16]
@@ -445,6 +445,76 @@ def check_every_collective_is_counted_once(world):
         ("broadcast", "default_pg"): (1, size if world.rank == 0 else 0),
         ("barrier", f"RANKS_{'_'.join(map(str, ranks))}"): (1, 4),
     }
+
+
+def check_what_may_run_beside_a_collective(world):
+    x, y = torch.ones(3, device=world.device), torch.ones(4, device=world.device)
+    dist.all_reduce(x)  # nothing of the first call is left to be recorded
+    other = torch.npu.Stream()
+
+    def blocking():
+        dist.all_reduce(x)
+        y.mul_(2)
+
+    def asynchronous():
+        work = dist.all_reduce(x, async_op=True)
+        y.mul_(2)
+        y.add_(1)
+        work.wait()
+        y.sub_(1)
+
+    def coalesced():
+        with dist._coalescing_manager(async_ops=True) as works:
+            dist.all_reduce(x)
+            dist.all_reduce(y)
+        x.new_zeros(2)
+        works.wait()
+        y.sub_(1)
+
+    def on_another_stream():
+        with torch.npu.stream(other):
+            dist.all_reduce(x)
+        y.mul_(2)
+        torch.npu.current_stream().wait_stream(other)
+        y.sub_(1)
+
+    def until_the_host_waits():
+        work = dist.all_reduce(x, async_op=True)
+        y.mul_(2)
+        torch.npu.synchronize()
+        y.sub_(1)
+        work.wait()
+
+    def within_an_operator():
+        import torch_npu
+
+        rows, weight = (torch.ones(shape, device=world.device).bfloat16() for shape in ((world.size, 256), (256, 3)))
+        name = dist.group.WORLD._get_backend(world.device).get_hccl_comm_name(world.rank)
+        torch_npu.npu_mm_reduce_scatter_base(rows, weight, name, world.size)
+
+    for function, expected in (
+        (blocking, [[]]),
+        (asynchronous, [["aten::mul_.Tensor", "aten::add_.Tensor"]]),
+        (coalesced, [["aten::zero_"]] * 2),
+        (on_another_stream, [["aten::mul_.Tensor"]]),
+        (until_the_host_waits, [["aten::mul_.Tensor"]]),
+        (within_an_operator, [["npu::npu_mm_reduce_scatter_base"]]),
+    ):
+        counters.take()
+        with timeline.record() as events:
+            function()
+        found = timeline.spans(events)
+        assert [[events[position].name for position in span.beside] for span in found] == expected, (function, events)
+        assert {span.event.group for span in found} == {"default_pg"}
+        taken = counters.take()
+        assert sum(span.event.bytes for span in found) == sum(row["bytes"] for row in taken["collectives"])
+        launches = [event for event in events if event.kind == "launch"]
+        moved = sum(row["bytes_read"] + row["bytes_written"] for row in taken["launches"])
+        assert sum(event.bytes for event in launches) == moved
+    with timeline.record() as events:
+        pass
+    blocking()
+    assert events == [], "nothing is recorded outside of the block"
 
 
 def check_options_and_names(world):
