@@ -205,8 +205,8 @@ class _Launcher:
             return aliases[id(tensor)][1] if id(tensor) in aliases else self._copy_to_device(tensor, device)
 
         read = {name: _each_tensor(to_host, value) for name, value in arguments.items()}
-        left_out = self._shapes_only and entry.shapes is not None
-        result = entry.shapes(read) if left_out else entry.function(**read)
+        shapes = entry.shapes if self._shapes_only else None
+        result = entry.function(**read) if shapes is None else shapes(read)
         written = sum(map(_bytes, _tensors([result])))
         result = _each_tensor(to_device, result)
         self._count_launch(entry.name, sum(map(_bytes, _tensors(entry.reads(read)))), written)
