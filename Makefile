@@ -10,12 +10,14 @@
 #               device and on the simulated NPU
 # make check    ruff and mypy
 # make bench    side-by-side measurements
+# make long-context      the script of 32768 tokens, at reduced width, on eight simulated NPUs: ten minutes, 8 GB
 # make clean    remove .venv and the caches; keep runs/ and data/
 #
 # Each sets up .venv on first use.
 
 .DEFAULT_GOAL := help
-.PHONY: help venv megatron train evaluate test test-host test-npu test-all system-test test-checkouts check bench clean
+.PHONY: help venv megatron train evaluate test test-host test-npu test-all system-test test-checkouts check bench \
+	long-context clean
 
 PY := .venv/bin/python
 
@@ -81,6 +83,10 @@ bench: venv
 	@$(PY) -m benchmarks.preprocess
 	@$(PY) -m benchmarks.convert
 	@$(PY) -m benchmarks.generate
+
+long-context: venv
+	@rm -rf runs/long_context/checkpoint
+	@$(PY) -m benchmarks.long_context $(ARGS)
 
 clean:
 	rm -rf .venv .cache .mypy_cache .ruff_cache .pytest_cache build *.egg-info

@@ -41,7 +41,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise BuildError("No command was given. Say `ascend-sim run -- python script.py`.")
     pair = find_pair(download=True)
     with _directory_for(arguments.report) as directory:
-        settings = Settings(build(pair), arguments.step, directory)
+        settings = Settings(build(pair), arguments.step, directory, arguments.shapes_only)
         env = environment(
             settings, pair.torch_npu.parent, devices=arguments.devices, memory_mib=round(arguments.memory * 1024)
         )
@@ -106,6 +106,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--devices", type=int, default=8, help="devices a process sees (default: 8)")
     command.add_argument("--memory", type=float, default=64.0, metavar="GiB", help="of each device (default: 64)")
     command.add_argument("--report", type=Path, metavar="FILE", help="write the counters of all processes to FILE")
+    command.add_argument("--shapes-only", action="store_true", help="attention allocates its results, not computed")
     command.add_argument("--step", default=DEFAULT_STEP, metavar="MODULE:FUNCTION", help="a call of it is one step")
     command.add_argument("command", nargs=argparse.REMAINDER, metavar="-- COMMAND")
     command.set_defaults(function=run)

@@ -12,6 +12,6 @@ def install(settings: Settings) -> None:
     importlib.import_module("torch_npu")
     dispatch.load(settings.libraries)
     dispatch.install()
-    registry.register()
+    registry.register(shapes_only=settings.shapes_only)
     collectives.install(settings.libraries)
     counters.install(settings)

@@ -15,6 +15,7 @@ CACHE = "ASCEND_SIM_CACHE"
 _LIBRARIES = "ASCEND_SIM_LIBRARIES"
 _STEP = "ASCEND_SIM_STEP"
 _REPORT = "ASCEND_SIM_REPORT_DIRECTORY"
+_SHAPES_ONLY = "ASCEND_SIM_SHAPES_ONLY"
 
 DEFAULT_STEP = "megatron.training.training:train_step"
 
@@ -27,11 +28,13 @@ class Settings:
         libraries: directory of the built libraries.
         step: ``module:function`` whose calls are the steps of the report.
         report: directory to which each process writes its counters, or None.
+        shapes_only: whether attention is not computed, see ``docs/simulator.md``.
     """
 
     libraries: Path
     step: str = DEFAULT_STEP
     report: Path | None = None
+    shapes_only: bool = False
 
     @classmethod
     def from_environment(cls, environ: Mapping[str, str] = os.environ) -> "Settings | None":
@@ -39,7 +42,12 @@ class Settings:
         if _LIBRARIES not in environ:
             return None
         report = environ.get(_REPORT)
-        return cls(Path(environ[_LIBRARIES]), environ.get(_STEP, DEFAULT_STEP), Path(report) if report else None)
+        return cls(
+            Path(environ[_LIBRARIES]),
+            environ.get(_STEP, DEFAULT_STEP),
+            Path(report) if report else None,
+            environ.get(_SHAPES_ONLY) == "1",
+        )
 
 
 def environment(
@@ -57,6 +65,7 @@ def environment(
     added = {
         _LIBRARIES: str(settings.libraries),
         _STEP: settings.step,
+        _SHAPES_ONLY: str(int(settings.shapes_only)),
         "ASCEND_SIM_DEVICES": str(devices),
         "ASCEND_SIM_MEMORY_MIB": str(memory_mib),
         "LD_LIBRARY_PATH": _prepend(settings.libraries, environ.get("LD_LIBRARY_PATH")),

@@ -59,9 +59,9 @@ def heads_attention(
     else:
         ends = torch.tensor(cu_seqlens)
         output = attention_thd(query, key, value, ends, ends, scale=scale, causal=causal, window=window)
-    by_rank = pieces.to_ranks(output).unflatten(0, (ranks, -1))
-    # [ranks, s / ranks, …, np / ranks * hn]; the first dimension is now that of the heads
-    return all_to_all(by_rank, group).movedim(0, -2).flatten(-2)
+    # [ranks, s / ranks, …, np / ranks * hn], and from no name: what is sent is not to outlive the exchange
+    by_heads = all_to_all(pieces.to_ranks(output).unflatten(0, (ranks, -1)), group)
+    return by_heads.movedim(0, -2).flatten(-2)
 
 
 def _with_fewer_heads(t: Tensor, group: dist.ProcessGroup) -> Tensor:

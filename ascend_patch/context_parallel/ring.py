@@ -77,7 +77,7 @@ class _RingAttention(torch.autograd.Function):
                 # The part's share of the sum of exponentials, [s, b, np, 1].
                 share = torch.sigmoid(part_lse - before).permute(2, 0, 1).unsqueeze(-1)
                 output[step.queries].lerp_(part, share)
-                lse[..., step.queries] = torch.logaddexp(before, part_lse)
+                before.copy_(torch.logaddexp(before, part_lse))
             del part  # before the next one is made
             if coming is not None:
                 at_hand = coming.wait()
@@ -111,15 +111,15 @@ class _RingAttention(torch.autograd.Function):
                 scale=ctx.scale,
                 causal=step.causal,
             )
-            grad_query[step.queries] += parts[0]
+            grad_query[step.queries].add_(parts[0])
             if behind is not None:
                 sums = behind.wait()
             for total, part in zip(sums, parts[1:], strict=True):
-                total[step.keys] += part
+                total[step.keys].add_(part)
             del parts, part  # before the next ones are made
             behind = None if last else PassedOn(sums, group)
             if coming is not None:
                 at_hand = coming.wait()
         # The next rank is the one whose keys these are.
-        grad_key, grad_value = PassedOn(sums, group).wait()
-        return grad_query.to(query.dtype), grad_key.to(key.dtype), grad_value.to(value.dtype), None, None, None
+        sums = PassedOn(sums, group).wait()  # before anything else is made
+        return grad_query.to(query.dtype), *(total.to(query.dtype) for total in sums), None, None, None

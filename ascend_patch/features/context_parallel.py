@@ -1,4 +1,4 @@
-"""``--context-parallel-size``: what the flags beside it cannot be is said when they are parsed.
+"""``--context-parallel-size``: what the flags beside it cannot be is said when they are parsed, and no mask is made.
 
 The attention itself is installed with the others: :mod:`ascend_patch.modules.attention`.
 """
@@ -52,12 +52,14 @@ def check(args) -> None:
         )
 
 
-def refuse(original: Callable) -> Callable:
-    """``validate_args`` after :func:`check`."""
+def without_mask(original: Callable) -> Callable:
+    """``validate_args`` after :func:`check`, without a mask of sequence x sequence that nobody reads."""
 
     @wraps(original)
     def validate_args(args, *rest, **kwargs):
         check(args)
+        if args.context_parallel_size > 1:
+            args.create_attention_mask_in_dataloader = False
         return original(args, *rest, **kwargs)
 
     return validate_args
@@ -67,12 +69,12 @@ PATCHES = (
     Patch(
         id="context_parallel.arguments",
         target="megatron.training.arguments:validate_args",
-        impl="ascend_patch.features.context_parallel:refuse",
+        impl="ascend_patch.features.context_parallel:without_mask",
         mode="wrap",
         upstream=">=0.17,<0.20",
         reason=(
             "Upstream notices some of what cannot be split in an assertion without words, the rest not at all or in "
-            "the first attention."
+            "the first attention. Its data loader makes a mask of sequence x sequence, which nobody reads."
         ),
         remove_when="upstream's own attention does context parallelism and checks the flags.",
         when=without_transformer_engine,

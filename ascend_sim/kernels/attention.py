@@ -23,10 +23,22 @@ def tensors_read(arguments: dict[str, Any]) -> Iterable[Any]:
     """Everything; of a mask that stands for any length only the corner of the size of the longest sequence."""
     if arguments["atten_mask"] is None or arguments["sparse_mode"] not in COMPRESSED_MODES:
         return arguments.values()
-    names = ("query", "key", "value", "head_num", "input_layout", "actual_seq_qlen", "actual_seq_kvlen")
-    queries, keys = AttentionBatch.of(*(arguments[name] for name in names)).longest()
+    queries, keys = _batch(arguments).longest()
     corner = arguments["atten_mask"][:queries, :keys]
     return (arguments | {"atten_mask": corner}).values()
+
+
+def shapes_of_forward(arguments: dict[str, Any]) -> tuple[Any, ...]:
+    """Zeros, and ones for the sums."""
+    batch = _batch(arguments)
+    output, rows = batch.query.new_zeros(batch.output_shape()), torch.zeros(batch.rows_shape())
+    return output, rows, rows + 1, output.new_empty(0), arguments["seed"], arguments["offset"], batch.scores()
+
+
+def shapes_of_backward(arguments: dict[str, Any]) -> tuple[torch.Tensor, ...]:
+    """Zeros."""
+    query, key, value = (torch.zeros_like(arguments[name]) for name in ("query", "key", "value"))
+    return query, key, value, query.new_empty(0), query.new_empty(0)
 
 
 @kernel(
@@ -44,6 +56,7 @@ def tensors_read(arguments: dict[str, Any]) -> Iterable[Any]:
     ),
     ignores=("gen_mask_parallel", "sync"),
     reads=tensors_read,
+    shapes=shapes_of_forward,
 )
 def npu_fusion_attention(
     query: torch.Tensor,
@@ -109,6 +122,7 @@ def npu_fusion_attention(
     assumes=("The gradient is formed from the output, maxima and sums that are handed in, as the device does.",),
     ignores=("gen_mask_parallel", "sync", "softmax_in"),
     reads=tensors_read,
+    shapes=shapes_of_backward,
 )
 def npu_fusion_attention_grad(
     query: torch.Tensor,
@@ -167,6 +181,11 @@ def npu_fusion_attention_grad(
     grad_query, grad_key, grad_value = (batch.join([g[i] for g in grads]).to(query.dtype) for i in range(3))
     empty = query.new_empty(0)
     return grad_query, grad_key, grad_value, empty, empty.clone()
+
+
+def _batch(arguments: dict[str, Any]) -> AttentionBatch:
+    names = ("query", "key", "value", "head_num", "input_layout", "actual_seq_qlen", "actual_seq_kvlen")
+    return AttentionBatch.of(*(arguments[name] for name in names))
 
 
 def _check_softmax_layout(softmax_layout: str, input_layout: str) -> None:

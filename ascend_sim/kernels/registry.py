@@ -31,6 +31,8 @@ class Kernel:
         assumes: What the source leaves open, as sentences for whoever has a device.
         ignores: Arguments without any effect on the result.
         reads: From the arguments to the tensors that are read, where those are not all of them.
+        shapes: From the arguments to results of the right shapes and types whose values mean nothing, where computing
+            them can be left out (``ascend-sim run --shapes-only``).
     """
 
     name: str
@@ -39,6 +41,7 @@ class Kernel:
     assumes: tuple[str, ...] = ()
     ignores: frozenset[str] = frozenset()
     reads: Callable[[dict[str, Any]], Iterable[Any]] = dict.values
+    shapes: Callable[[dict[str, Any]], Any] | None = None
 
     @functools.cached_property
     def accepts(self) -> frozenset[str]:
@@ -55,6 +58,7 @@ def kernel(
     assumes: Iterable[str] = (),
     ignores: Iterable[str] = (),
     reads: Callable[[dict[str, Any]], Iterable[Any]] = dict.values,
+    shapes: Callable[[dict[str, Any]], Any] | None = None,
 ) -> Callable[[KernelFunction], KernelFunction]:
     """Enter the decorated function in :data:`KERNELS` under each of `names` (namespace ``npu`` unless given).
 
@@ -74,7 +78,7 @@ def kernel(
         for name in full_names:
             if name in KERNELS:
                 raise ValueError(f"{name} has two kernels: {KERNELS[name].function.__module__}, {function.__module__}")
-            KERNELS[name] = Kernel(name, named, source, tuple(assumes), frozenset(ignores), reads)
+            KERNELS[name] = Kernel(name, named, source, tuple(assumes), frozenset(ignores), reads, shapes)
         return named
 
     return enter
@@ -100,17 +104,23 @@ def bind(entry: Kernel, schema: torch.FunctionSchema, args: Sequence[Any], kwarg
 def register(
     host_alias: Callable[[torch.Tensor], torch.Tensor] | None = None,
     count_launch: Callable[[str, int, int], None] | None = None,
+    shapes_only: bool = False,
 ) -> list[str]:
     """Bind every kernel that the installed torch_npu has an operator for to the device; returns their names.
 
     Args:
         host_alias: From an npu tensor to a CPU tensor over the same memory.
         count_launch: Called with operator, bytes read, bytes written. Both default to the simulator's compiled part.
+        shapes_only: Whether kernels with ``shapes`` leave their computation out.
     """
     import ascend_sim.kernels  # noqa: F401  (fills the table)
     from ascend_sim.kernels import decompositions
 
-    launch = _Launcher(host_alias or torch.ops.ascend_sim.host_alias, count_launch or torch.ops.ascend_sim.count_launch)
+    launch = _Launcher(
+        host_alias or torch.ops.ascend_sim.host_alias,
+        count_launch or torch.ops.ascend_sim.count_launch,
+        shapes_only,
+    )
     bound = []
     for name, entry in KERNELS.items():
         namespace, _, operator = name.partition("::")
@@ -173,9 +183,11 @@ class _Launcher:
         self,
         host_alias: Callable[[torch.Tensor], torch.Tensor],
         count_launch: Callable[[str, int, int], None],
+        shapes_only: bool,
     ) -> None:
         self._host_alias = host_alias
         self._count_launch = count_launch
+        self._shapes_only = shapes_only
 
     def __call__(self, entry: Kernel, schema: torch.FunctionSchema, *args: Any, **kwargs: Any) -> Any:
         arguments = bind(entry, schema, args, kwargs)
@@ -193,7 +205,8 @@ class _Launcher:
             return aliases[id(tensor)][1] if id(tensor) in aliases else self._copy_to_device(tensor, device)
 
         read = {name: _each_tensor(to_host, value) for name, value in arguments.items()}
-        result = entry.function(**read)
+        shapes = entry.shapes if self._shapes_only else None
+        result = entry.function(**read) if shapes is None else shapes(read)
         written = sum(map(_bytes, _tensors([result])))
         result = _each_tensor(to_device, result)
         self._count_launch(entry.name, sum(map(_bytes, _tensors(entry.reads(read)))), written)

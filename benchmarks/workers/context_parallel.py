@@ -1,8 +1,10 @@
-"""Peak memory of attention over a split sequence, on as many simulated NPUs as there are ranks.
+"""Memory of attention over a split sequence, on as many simulated NPUs as there are ranks.
 
-``FILE RANKS TYPE LENGTH…`` runs forward and backward for each length and writes ``{length: bytes}`` of rank 0. The
-bytes are those that torch_npu's allocator handed out at most, queries, keys, values and their gradients included. The
-mask of npu_fusion_attention, 4 MiB for all layers and lengths, is not.
+``FILE RANKS TYPE LENGTH…`` runs forward and backward for each length and writes ``{length: [kept, peak]}`` of the rank
+that needs most: the bytes that are kept between forward and backward, and the most there are at any time, as
+torch_npu's allocator was asked for them. Queries, keys, values and their gradients are in it; the mask of
+npu_fusion_attention, 4 MiB for all layers and lengths, is not. Attention stands between projections that keep what they
+keep in a layer: the one before it nothing of its result, the one after it its input.
 """
 
 import json
@@ -12,6 +14,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -53,27 +56,59 @@ def _rank(target: Path, store: str, rank: int, ranks: int, kind: str, lengths: l
     registry.select("npu")
     dist.init_process_group("hccl", store, rank=rank, world_size=ranks)
     function = attention if ranks == 1 else partial(FUNCTIONS[kind], group=dist.group.WORLD)
-    peaks = {length: _peak(function, length // ranks) for length in lengths}
+    own = [_bytes(function, length // ranks) for length in lengths]
+    of_ranks: list[list[tuple[int, int]]] = [[] for _ in range(ranks)]
+    dist.all_gather_object(of_ranks, own)
     if rank == 0:
-        target.write_text(json.dumps(peaks))
-    dist.barrier()
+        most = [[max(figures) for figures in zip(*of_length, strict=True)] for of_length in zip(*of_ranks, strict=True)]
+        target.write_text(json.dumps(dict(zip(lengths, most, strict=True))))
     dist.destroy_process_group()
 
 
-def _peak(function: Callable[..., Tensor], length: int) -> int:
+def _bytes(function: Callable[..., Tensor], length: int) -> tuple[int, int]:
+    """Kept, peak."""
     npu = torch.npu  # type: ignore[attr-defined]
-    heads, groups, size = ATTENTION_HEADS
+    size = ATTENTION_HEADS[2]
     triangle(torch.device("npu", npu.current_device()))
-    before: int = npu.memory_allocated()
-    tensors = [
-        torch.randn(length, 1, n, size, dtype=torch.bfloat16, device="npu", requires_grad=True)
-        for n in (heads, groups, groups)
-    ]
+    npu.empty_cache()  # waits for what is still sent
     npu.reset_peak_memory_stats()
-    output = function(*tensors, scale=size**-0.5, causal=True)
-    output.backward(torch.ones_like(output))
-    peak: int = npu.max_memory_allocated() - before
-    return peak
+    before = npu.memory_stats()["requested_bytes.all.current"]
+    tensors = _ProjectionBefore.apply(torch.zeros((), requires_grad=True), length)
+    result = _ProjectionAfter.apply(function(*tensors, scale=size**-0.5, causal=True))
+    del tensors
+    npu.empty_cache()
+    kept = npu.memory_stats()["requested_bytes.all.current"] - before
+    result.backward()
+    return kept, npu.memory_stats()["requested_bytes.all.peak"] - before
+
+
+class _ProjectionBefore(torch.autograd.Function):
+    """Queries, keys and values of so many tokens."""
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, length: int) -> tuple[Tensor, ...]:
+        heads, groups, size = ATTENTION_HEADS
+        return tuple(
+            torch.zeros(length, 1, n, size, dtype=torch.bfloat16, device="npu") for n in (heads, groups, groups)
+        )
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[None, None]:
+        return None, None
+
+
+class _ProjectionAfter(torch.autograd.Function):
+    """Keeps its input until it has handed back a gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, t: Tensor) -> Tensor:
+        ctx.save_for_backward(t)
+        return torch.zeros(())
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        (t,) = ctx.saved_tensors
+        return torch.ones_like(t)
 
 
 if __name__ == "__main__":

@@ -1,12 +1,13 @@
-"""Attention over blocks of queries, made for the host.
+"""Attention over blocks of queries: on the host all of it, elsewhere what PyTorch's kernels do not take.
 
 PyTorch's flash kernel for the CPU spends most of its time outside matrix multiplication, and cannot group
 queries or slide a window. Here each block of queries meets only the keys that it may see, so neither an
 ``[sq, sk]`` mask nor the full scores ever exist, and the work is left to the library's batched products and
 its fused softmax. The queries that share a key head are rows of one product, so keys and values are not
-repeated. The backward pass computes the weights again instead of keeping them.
+repeated. The backward pass computes the weights again instead of keeping them, and draws again what dropout keeps.
 """
 
+import math
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -18,7 +19,7 @@ from ascend_patch.ops.attention.masks import visible_range
 from ascend_patch.ops.numerics import accumulation_dtype
 
 _BLOCK_SCORES = 2**20
-"""How many scores are computed at a time: they should stay in the cache from one product to the next."""
+"""How many scores are computed at a time, at most: they should stay in the cache from one product to the next."""
 _DEVICE_BLOCK_SCORES = 2**25
 """The same on a device, where it bounds memory."""
 _LEAST_QUERIES = 16
@@ -33,9 +34,10 @@ def blockwise_attention(
     causal: bool,
     window: tuple[int, int] | None,
     mask: Tensor | None,
+    dropout_p: float,
 ) -> Tensor:
-    """:func:`ascend_patch.ops.attention.attention` without dropout."""
-    return _BlockwiseAttention.apply(query, key, value, scale, causal, window, mask)
+    """See :func:`ascend_patch.ops.attention.attention`."""
+    return _BlockwiseAttention.apply(query, key, value, scale, causal, window, mask, dropout_p)
 
 
 class Block(NamedTuple):
@@ -75,9 +77,11 @@ class Scores:
         self.some_row_may_be_empty = mask is not None or self.high < 0
 
     def blocks(self) -> Iterator[Block]:
-        keys_seen = min(self.sk, self.high - self.low + 1)
-        row_scores = self.batch * self.groups * self.repeats * keys_seen
-        step = max(_LEAST_QUERIES, self.block_scores // max(1, row_scores))
+        of_head = self.block_scores // max(1, self.batch * self.groups * self.repeats)
+        # n queries meet all keys, or within a band n more than the first of them does.
+        band = max(0, self.high - self.low)
+        within_band = (math.isqrt(band**2 + 4 * of_head) - band) // 2
+        step = max(_LEAST_QUERIES, of_head // max(1, self.sk), within_band)
         for first in range(0, self.sq, step):
             end = min(first + step, self.sq)
             keys = slice(max(0, first + self.low), min(self.sk, end + self.high))
@@ -130,13 +134,19 @@ class _BlockwiseAttention(torch.autograd.Function):
         causal: bool,
         window: tuple[int, int] | None,
         mask: Tensor | None,
+        dropout_p: float,
     ) -> Tensor:
         scores = Scores(query, key, scale, causal, window, mask)
         query_rows, key_rows, value_rows = (group_major(t, scores.groups) for t in (query, key, value))
         heads = query.shape[2]
+        generator = _current_generator(query.device) if dropout_p > 0.0 else None
+        ctx.generator = None if generator is None else generator.clone_state()
+        ctx.dropout_p = dropout_p
         output = query.new_zeros(scores.sq, scores.batch * scores.groups, scores.repeats * value.shape[3])
         for block in scores.blocks():
             weights = scores.weights(query_rows, key_rows, block)
+            if generator is not None:
+                _drop_(weights, _draw(weights, dropout_p, generator), dropout_p)
             output[block.first : block.end] = query_major(torch.bmm(weights, value_rows[:, block.keys]), scores.repeats)
         ctx.save_for_backward(query_rows, key_rows, value_rows)
         ctx.scores = scores
@@ -147,6 +157,8 @@ class _BlockwiseAttention(torch.autograd.Function):
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         query_rows, key_rows, value_rows = ctx.saved_tensors
         scores: Scores = ctx.scores
+        # The weights that the forward pass dropped; the generator stays as it is for another backward pass.
+        generator = None if ctx.generator is None else ctx.generator.clone_state()
         heads = scores.groups * scores.repeats
         grad_output_rows = group_major(grad_output.unflatten(-1, (heads, value_rows.shape[2])), scores.groups)
         grad_query = query_rows.new_zeros(scores.sq, scores.batch * scores.groups, scores.repeats * query_rows.shape[2])
@@ -158,8 +170,13 @@ class _BlockwiseAttention(torch.autograd.Function):
             rows, keys = scores.rows(block), block.keys
             weights = scores.weights(query_rows, key_rows, block)
             grad_rows = grad_output_rows[:, rows]
-            grad_value_rows[:, keys] += torch.bmm(weights.transpose(1, 2), grad_rows).to(sum_dtype)
             grad_weights = torch.bmm(grad_rows, value_rows[:, keys].transpose(1, 2))
+            kept = weights
+            if generator is not None:
+                dropped = _draw(weights, ctx.dropout_p, generator)
+                kept = _drop_(weights.clone(), dropped, ctx.dropout_p)
+                _drop_(grad_weights, dropped, ctx.dropout_p)
+            grad_value_rows[:, keys] += torch.bmm(kept.transpose(1, 2), grad_rows).to(sum_dtype)
             grad_scores = torch._softmax_backward_data(grad_weights, weights, -1, weights.dtype)
             grad_query[block.first : block.end] = query_major(
                 scaled_bmm(grad_scores, key_rows[:, keys], scores.scale), scores.repeats
@@ -175,7 +192,25 @@ class _BlockwiseAttention(torch.autograd.Function):
             None,
             None,
             None,
+            None,
         )
+
+
+def _current_generator(device: torch.device) -> torch.Generator:
+    """The one that PyTorch's dropout draws from."""
+    if device.type == "cpu":
+        return torch.default_generator
+    return torch.get_device_module(device).default_generators[device.index]
+
+
+def _draw(weights: Tensor, p: float, generator: torch.Generator) -> Tensor:
+    """Bool, True where a weight is dropped."""
+    return torch.empty_like(weights, dtype=torch.bool).bernoulli_(p, generator=generator)
+
+
+def _drop_(t: Tensor, dropped: Tensor, p: float) -> Tensor:
+    """``t`` without what is dropped, the rest scaled up."""
+    return t.masked_fill_(dropped, 0.0).mul_(1.0 / (1.0 - p) if p < 1.0 else 0.0)
 
 
 def scaled_bmm(a: Tensor, b: Tensor, scale: float) -> Tensor:

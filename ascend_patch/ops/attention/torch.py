@@ -1,16 +1,16 @@
-"""Attention with what PyTorch has on every device.
+"""Attention with what PyTorch has on every device, without a mask or scores of ``[sq, sk]``.
 
-On the host, and for causal queries that are fewer than the keys, :mod:`ascend_patch.ops.attention.blockwise`; parts of
-the keys by :mod:`ascend_patch.ops.attention.parts`. Elsewhere, and with dropout, PyTorch's own
-``scaled_dot_product_attention``, whose flash kernels cover the causal case; there a sliding window costs an
-``[sq, sk]`` mask, and the backward pass is deterministic under ``torch.use_deterministic_algorithms`` only.
+On a GPU, where nothing but causality hides keys, a kernel of PyTorch's ``scaled_dot_product_attention``, whose backward
+pass is deterministic under ``torch.use_deterministic_algorithms`` only; its fallback, which makes all scores, is not
+used. Everything else is :mod:`ascend_patch.ops.attention.blockwise`, parts of the keys are
+:mod:`ascend_patch.ops.attention.parts`.
 """
 
 import torch
 from torch import Tensor
+from torch.backends import cuda
 
 from ascend_patch.ops.attention.blockwise import blockwise_attention
-from ascend_patch.ops.attention.masks import visible_keys
 from ascend_patch.ops.attention.packed import by_sequence
 from ascend_patch.ops.attention.parts import attention_backward, attention_forward
 
@@ -29,27 +29,22 @@ def attention(
     mask: Tensor | None = None,
 ) -> Tensor:
     """See :func:`ascend_patch.ops.attention.attention`."""
-    # Those of a context parallel rank, whose mask would be almost one of sequence x sequence.
-    some_of_the_queries = causal and mask is None and 1 < query.shape[0] < key.shape[0]
-    if dropout_p == 0.0 and (query.device.type == "cpu" or some_of_the_queries):
-        return blockwise_attention(query, key, value, scale, causal, window, mask)
-    plainly_causal = causal and window is None and mask is None and query.shape[0] == key.shape[0]
-    visible = None
-    if not plainly_causal and (causal or window is not None or mask is not None):
-        visible = visible_keys(query.shape[0], key.shape[0], causal, window, query.device)
-        if mask is not None:
-            visible = visible & ~mask
+    causal = causal and query.shape[0] != 1  # the last query sees every key
+    # The kernels' causality counts from the first query, ours from the last.
+    plain = window is None and mask is None and (not causal or query.shape[0] == key.shape[0])
+    q, k, v = (t.permute(1, 2, 0, 3) for t in (query, key, value))
+    grouped = query.shape[2] != key.shape[2]
+    if not plain or not _has_kernel(query.device, cuda.SDPAParams(q, k, v, None, dropout_p, causal, grouped)):
+        return blockwise_attention(query, key, value, scale, causal, window, mask, dropout_p)
     output = torch.nn.functional.scaled_dot_product_attention(
-        query.permute(1, 2, 0, 3),
-        key.permute(1, 2, 0, 3),
-        value.permute(1, 2, 0, 3),
-        attn_mask=visible,
-        dropout_p=dropout_p,
-        is_causal=plainly_causal,
-        scale=scale,
-        enable_gqa=query.shape[2] != key.shape[2],
+        q, k, v, dropout_p=dropout_p, is_causal=causal, scale=scale, enable_gqa=grouped
     )
     return output.permute(2, 0, 1, 3).flatten(2)
 
 
 attention_thd = by_sequence(attention)
+
+
+def _has_kernel(device: torch.device, call: cuda.SDPAParams) -> bool:
+    """Whether PyTorch has one that does not make all scores; that of the host is slower than ours."""
+    return device.type == "cuda" and (cuda.can_use_flash_attention(call) or cuda.can_use_efficient_attention(call))

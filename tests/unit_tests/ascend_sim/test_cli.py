@@ -40,6 +40,12 @@ def test_the_command_finds_the_libraries(built, tmp_path, capfd):
     assert devices == "3"
 
 
+@pytest.mark.parametrize(("options", "found"), [((), "0"), (("--shapes-only",), "1")])
+def test_attention_is_computed_unless_told(built, capfd, options, found):
+    assert run(*options, code="import os; print(os.environ['ASCEND_SIM_SHAPES_ONLY'])") == 0
+    assert capfd.readouterr().out.strip() == found
+
+
 def test_the_command_s_exit_code(built):
     assert run(code="raise SystemExit(7)") == 7
     assert run(code="import os; os.kill(os.getpid(), 9)") == 128 + 9

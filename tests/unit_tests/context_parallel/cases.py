@@ -14,10 +14,12 @@ from ascend_patch.context_parallel.heads import heads_attention
 from ascend_patch.context_parallel.layout import Pieces
 from ascend_patch.context_parallel.ring import ring_attention
 from ascend_patch.ops.attention import reference
-from tests.unit_tests.ops.checks import results_and_gradients
+from tests.unit_tests.ops.checks import LargestTensor, results_and_gradients
 
 TOLERANCES = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
 SIZE = 8
+LONG = 256
+"""From so many tokens of a piece on, a mask or scores of a rank's tokens x a rank's tokens are larger than all else."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,7 @@ class Case:
 
     def __str__(self) -> str:
         words = [self.type, *(f"{n}{getattr(self, name)}" for n, name in (("cp", "ranks"), ("h", "heads")))]
+        words += [f"s{self.length}"] if self.length >= LONG else []
         words += [f"g{self.groups}", f"b{self.batch}", "causal" if self.causal else "full"]
         words += [str(x).replace(" ", "") for x in (self.window, self.packed, self.hierarchy) if x is not None]
         return "-".join([*words, str(self.dtype).removeprefix("torch.")])
@@ -58,6 +61,11 @@ def _cases() -> list[Case]:
             found += [Case(kind, ranks, heads, 2, batch=0, packed=(1, 3, 2), window=w) for w in (None, (5, 0))]
             found += [Case(kind, ranks, heads, 2, batch=0, packed=(2, 1), causal=False)]
         found += [Case(kind, ranks, 2 * ranks, 2, dtype=torch.bfloat16) for kind in ("p2p", "allgather", "a2a")]
+    for kind in ("p2p", "a2a", "allgather"):
+        found += [Case(kind, 2, 2, 2, batch=1, length=LONG), Case(kind, 2, 2, 1, batch=1, length=LONG, causal=False)]
+    for kind in ("a2a", "allgather"):
+        found += [Case(kind, 2, 2, 1, batch=1, length=LONG, window=(300, 0))]
+        found += [Case(kind, 2, 2, 1, batch=0, length=LONG, packed=(1, 1), window=(70, 0))]
     for hierarchy in ((2, 1), (1, 2), (2, 2), (4, 1), (2, 4), (4, 2)):
         ranks = hierarchy[0] * hierarchy[1]
         found += [Case("a2a+p2p", ranks, 12, g, hierarchy=hierarchy) for g in (2, 3, 12)]
@@ -108,7 +116,10 @@ def check(case: Case, groups: Groups, generator: torch.Generator, device: torch.
 
     split = partial(_function(case, groups, lengths), **options)
     own = [mine(t).to(device) for t in tensors]
-    output, gradients = results_and_gradients(split, own, mine(grad).to(device))
+    with LargestTensor() as largest:
+        output, gradients = results_and_gradients(split, own, mine(grad).to(device))
+    if case.length >= LONG:
+        assert largest.numel < (2 * case.length) ** 2, largest.numel
     for found, wanted in zip([output, *gradients], [expected, *expected_gradients], strict=True):
         assert found.dtype == case.dtype
         # Relative to the largest entry of the whole: a rank's part may be small.

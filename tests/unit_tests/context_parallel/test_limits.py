@@ -6,7 +6,7 @@ import pytest
 
 from ascend_patch.context_parallel import limits
 from ascend_patch.engine.errors import AscendPatchError
-from ascend_patch.features.context_parallel import check, refuse
+from ascend_patch.features.context_parallel import check, without_mask
 
 ARGUMENTS = {
     "context_parallel_size": 2,
@@ -83,7 +83,14 @@ def test_taken(changes):
 )
 def test_refused(changes, words):
     with pytest.raises(AscendPatchError, match=words):
-        refuse(lambda args: pytest.fail("upstream was asked"))(arguments(**changes))
+        without_mask(lambda args: pytest.fail("upstream was asked"))(arguments(**changes))
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_no_mask_of_a_split_sequence(ranks):
+    args = arguments(context_parallel_size=ranks)
+    seen = without_mask(lambda args: args.create_attention_mask_in_dataloader)(args)
+    assert seen is (ranks == 1)
 
 
 def test_packed_sequences():

@@ -1,9 +1,12 @@
 """How the tests compare a variant with the reference: in float64, forward and backward."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 TOLERANCES = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 1e-2}
 """Largest deviation allowed, relative to the largest entry, unless the operator's contract says otherwise."""
@@ -59,3 +62,23 @@ def check_deterministic_backward(function: Callable[..., Tensor], *inputs: Tenso
     second = results_and_gradients(function, inputs, grad_output)
     for a, b in zip([first[0], *first[1]], [second[0], *second[1]], strict=True):
         assert torch.equal(a, b)
+
+
+class LargestTensor(TorchDispatchMode):
+    """Watches what every operator returns, forward and backward.
+
+    Attributes:
+        numel: elements of the largest tensor that has memory of its own or is a view of one; 0 before the first.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.numel = 0
+
+    def __torch_dispatch__(
+        self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        found = (t.untyped_storage().nbytes() // t.element_size() for t in tree_leaves(result) if isinstance(t, Tensor))
+        self.numel = max(self.numel, *found, 0)
+        return result

@@ -12,7 +12,12 @@ from ascend_patch.ops import attention as package
 from ascend_patch.ops.attention import blockwise, reference
 from ascend_patch.ops.attention import torch as fast
 from tests.unit_tests.ops.attention.parts import check_parts
-from tests.unit_tests.ops.checks import check_against_float64, check_deterministic_backward, relative_error
+from tests.unit_tests.ops.checks import (
+    check_against_float64,
+    check_deterministic_backward,
+    relative_error,
+    results_and_gradients,
+)
 
 VARIANTS = [reference, fast]
 TOLERANCES = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 2e-2}
@@ -120,6 +125,38 @@ def test_dropout_draws_from_the_current_generator():
     torch.manual_seed(1)
     assert torch.equal(attend(), first)
     assert not torch.equal(other, first)
+
+
+@pytest.mark.parametrize("options", [{"causal": True}, {"causal": False}, {"causal": True, "window": (4, 0)}])
+def test_dropout_drops_the_same_in_the_backward_pass(options):
+    """With values of one-hot rows the output is the weights, and the gradient of value j their sum over the queries."""
+    query, key, _ = inputs(20, 20, b=1, groups=4)
+    value = torch.eye(20).view(20, 1, 1, 20).repeat(1, 1, 4, 1).requires_grad_()
+    attend = partial(fast.attention, query, key, value, scale=0.3, **options)
+    output = attend(dropout_p=0.5)
+    (gradient,) = torch.autograd.grad(output.sum(), value)
+    weights = output.view(20, 4, 20)
+    kept = weights > 0
+    assert 0 < kept.sum() < torch.count_nonzero(attend())
+    torch.testing.assert_close(weights[kept], 2 * attend().view_as(weights)[kept])
+    torch.testing.assert_close(gradient[:, 0, :, 0], weights.sum(dim=0).t())
+
+
+def test_gradcheck_of_dropout():
+    tensors = [t.requires_grad_() for t in inputs(7, 8, b=1, hn=3, hv=2, dtype=torch.float64)]
+
+    def attend(*tensors):
+        torch.manual_seed(3)
+        return fast.attention(*tensors, scale=0.7, causal=True, window=(3, 0), dropout_p=0.4)
+
+    assert torch.autograd.gradcheck(attend, tensors)
+
+
+def test_everything_dropped():
+    output, gradients = results_and_gradients(
+        partial(fast.attention, scale=0.3, causal=True, dropout_p=1.0), inputs(5, 5), torch.randn(5, 2, 32)
+    )
+    assert not any(torch.count_nonzero(t) for t in (output, *gradients))
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

@@ -166,6 +166,35 @@ def test_of_a_compressed_mask_only_a_corner_is_read(torch_npu, npu_device, launc
 
 
 @pytest.mark.simulator
+@pytest.mark.parametrize("layout", ["SBH", "BNSD", "TND"])
+def test_shapes_only_counts_the_same_and_computes_nothing(torch_npu, npu_device, launches, layout):
+    """Of attention; other kernels compute."""
+    packed = {"actual_seq_qlen": [3, 8], "actual_seq_kvlen": [3, 8]} if layout == "TND" else {}
+    shape = {"SBH": (8, 2, 64), "BNSD": (2, 4, 8, 16), "TND": (8, 4, 16)}[layout]
+    query, key, value = (torch.randn(shape, device=npu_device, dtype=torch.bfloat16) for _ in range(3))
+
+    def run():
+        launches.clear()
+        torch.npu.reset_peak_memory_stats()
+        before = torch.npu.memory_allocated()
+        leaf = query.clone().requires_grad_()
+        results = torch_npu.npu_fusion_attention(leaf, key, value, 4, layout, **packed)
+        results[0].sum().backward()
+        tensors = [t for t in (*results, leaf.grad) if isinstance(t, torch.Tensor)]
+        shapes = [(t.shape, t.dtype, t.device) for t in tensors]
+        numbers = [r for r in results if not isinstance(r, torch.Tensor)]
+        return results[0], shapes, numbers, list(launches), torch.npu.max_memory_allocated() - before
+
+    output, *computed = run()
+    register(torch.ops.ascend_sim.host_alias, lambda *launch: launches.append(launch), shapes_only=True)
+    left_out, *counted = run()
+    assert counted == computed
+    assert torch.count_nonzero(output)
+    assert not torch.count_nonzero(left_out)
+    assert torch.count_nonzero(torch_npu.npu_swiglu(query))
+
+
+@pytest.mark.simulator
 def test_results_are_contiguous_tensors_of_the_device(torch_npu, npu_device):
     tokens = torch.randn(4, 3, device=npu_device)
     rows, indices = torch_npu.npu_moe_token_permute(tokens, torch.tensor([[1], [0], [1], [0]], device=npu_device))
