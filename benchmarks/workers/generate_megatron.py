@@ -36,7 +36,12 @@ def prepare() -> Callable[[dict[str, Any]], dict[str, Any]]:
     args = model.initialize()
     tokens = _Tokens(args.vocab_size)
     engine = Engine(
-        model.load_model(args), tokens, max_sequence_length=length, max_batch_size=batch, prefix_caching=False
+        model.load_model(args),
+        tokens,
+        max_sequence_length=length,
+        max_batch_size=batch,
+        prompts_at_once=batch,
+        prefix_caching=False,
     )
 
     def answer(request: dict[str, Any]) -> dict[str, Any]:

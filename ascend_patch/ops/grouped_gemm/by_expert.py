@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 _STEPS = 16
-"""All heights up to it, then its multiples, then so many between a power of two and the next."""
+"""Heights up to it are powers of two, then its multiples, then so many between a power of two and the next."""
 
 
 def multiply(x: Tensor, matrices: Tensor, counts: Sequence[int], out: Tensor) -> None:
@@ -51,7 +51,9 @@ def weight_gradient(grad_y: Tensor, x: Tensor, counts: Sequence[int]) -> Tensor:
 
 def _height(rows: int, x: Tensor) -> int:
     """The rows that a product has for those of an expert."""
-    if rows <= _STEPS or x.device.type != "cpu" or x.dtype != torch.bfloat16:
+    if not rows or x.device.type != "cpu" or x.dtype != torch.bfloat16:
         return rows
+    if rows <= _STEPS:
+        return 1 << (rows - 1).bit_length()
     step = max(_STEPS, (1 << (rows - 1).bit_length()) // (2 * _STEPS))
     return -(-rows // step) * step

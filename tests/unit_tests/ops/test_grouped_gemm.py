@@ -127,7 +127,7 @@ def test_products_have_few_heights():
     x = torch.empty(0, dtype=torch.bfloat16)
     heights = {rows: by_expert._height(rows, x) for rows in range(5000)}
     assert all(rows <= height <= max(rows + 15, rows * 17 / 16) for rows, height in heights.items())
-    assert all(heights[rows] == rows for rows in range(17)) and len(set(heights.values())) < 120
+    assert len(set(heights.values())) < 100 and heights[0] == 0
     assert by_expert._height(4999, x.float()) == 4999
 
 
