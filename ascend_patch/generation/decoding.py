@@ -1,8 +1,8 @@
-"""A layer's step of decoding, from upstream's modules without what they do for training.
+"""A layer's step of generation, from upstream's modules without what they do for training.
 
-A step has one token a request. Its arithmetic is small, and most of its time would go to what stands around it:
-autograd functions, hooks, a dispatcher that sorts tokens for a journey. The operators are those of the whole layer, so
-that the tokens are, too. Prompts, and layers that are not as plain as Mixtral's, stay upstream's.
+A step of decoding has one token a request. Its arithmetic is small, and most of its time would go to what stands around
+it: autograd functions, hooks, a dispatcher that sorts tokens for a journey. The operators are those of the whole layer,
+so that the tokens are, too. Layers that are not as plain as Mixtral's stay upstream's.
 """
 
 from typing import Any
@@ -15,25 +15,31 @@ from megatron.core.transformer.moe.experts import TEGroupedMLP
 from megatron.core.transformer.moe.moe_layer import MoELayer
 from megatron.core.transformer.transformer_layer import TransformerLayer
 from torch import Tensor
-from torch.nn.functional import linear, silu
+from torch.nn.functional import silu
 
+from ascend_patch.generation.packed import Packed, grouped_linear, is_packable, linear, pack_output_layer
 from ascend_patch.modules.grouped_linear import ColumnParallelGroupedLinear, RowParallelGroupedLinear
 from ascend_patch.modules.linear import LayerNormColumnParallelLinear
 from ascend_patch.modules.norm import normalize
-from ascend_patch.ops.grouped_gemm import grouped_gemm
 from ascend_patch.ops.permute import permute, unpermute
 from ascend_patch.ops.rotary import apply_rotary
 from ascend_patch.ops.swiglu import swiglu
 
 
 def shorten(model: Any) -> None:
-    """Let the plain layers of a model that generates take the short way when they decode; they stay where they are."""
+    """Let the plain layers of a model that generates take the short way; they stay where they are."""
     if model.position_embedding_type != "rope":
         return
     layers = model.decoder.layers
-    for index, layer in enumerate(layers):
-        if is_plain(layer):
-            layers[index] = DecodingLayer(layer)
+    short = [index for index, layer in enumerate(layers) if is_plain(layer)]
+    for index in short:
+        layers[index] = DecodingLayer(layers[index])
+    if short and is_packable(model.parameters()):
+        for index in short:
+            layers[index].pack()
+        output: Any = getattr(model, "output_layer", None)  # of the last pipeline stage
+        if type(output) is ColumnParallelLinear and output.weight is not None and output.tp_group.size() == 1:
+            pack_output_layer(output)
 
 
 def is_plain(layer: Any) -> bool:
@@ -78,20 +84,31 @@ def has_plain_experts(mlp: Any) -> bool:
 
 
 class DecodingLayer(torch.nn.Module):
-    """A :class:`TransformerLayer` that has a short way for steps in which every request has one token."""
+    """A :class:`TransformerLayer` that has a short way for the steps of the dynamic engine."""
 
     def __init__(self, layer: TransformerLayer) -> None:
         super().__init__()
         self.layer = layer
         self.layer_number = layer.layer_number
         self._plain_experts = has_plain_experts(layer.mlp)
+        self._packed_qkv: Packed | None = None
+        self._packed_proj: Packed | None = None
+        self._packed_experts: tuple[list[Packed] | None, list[Packed] | None] = (None, None)
         attention = layer.self_attention
         self._number_in_cache = attention.layer_number - attention._get_pp_layer_offset_for_inference()
+
+    def pack(self) -> None:
+        """Multiply by copies of the weights that oneDNN reads faster; see :mod:`ascend_patch.generation.packed`."""
+        attention, mlp = self.layer.self_attention, self.layer.mlp
+        self._packed_qkv, self._packed_proj = Packed(attention.linear_qkv.weight), Packed(attention.linear_proj.weight)
+        if self._plain_experts:
+            fc1, fc2 = mlp.experts.linear_fc1.weight, mlp.experts.linear_fc2.weight
+            self._packed_experts = ([Packed(expert) for expert in fc1], [Packed(expert) for expert in fc2])
 
     def forward(self, hidden_states: Tensor, **options: Any) -> tuple[Tensor, Tensor | None]:
         """``[tokens, 1, h]`` -> the same; the arguments are those of :meth:`TransformerLayer.forward`."""
         context = options["inference_context"]  # None: the whole of a text is scored, as evaluation does
-        if context is None or not context.is_decode_only():
+        if context is None:
             return self.layer(hidden_states=hidden_states, **options)
         layer = self.layer
         attended = self._attend(layer.input_layernorm(hidden_states), context, options["rotary_pos_emb"])
@@ -109,7 +126,9 @@ class DecodingLayer(torch.nn.Module):
             weight, bias = qkv_linear.layer_norm_weight, qkv_linear.layer_norm_bias
             x = normalize(x, config, weight, bias, config.layernorm_epsilon)
         tokens = x.shape[0]
-        qkv = linear(x, qkv_linear.weight).view(tokens, 1, groups, -1, head)  # [t, 1, ng, np / ng + 2, hn]
+        qkv = linear(x, qkv_linear.weight, self._packed_qkv).view(
+            tokens, 1, groups, -1, head
+        )  # [t, 1, ng, np / ng + 2, hn]
         angles = angles[context.current_input_and_position_ids()[1][0]]
         rotated = qkv[..., :-1, :].reshape(tokens, 1, -1, head)  # queries and keys
         rotated = apply_rotary(rotated, angles, self.layer.config.rotary_interleaved).view(tokens, 1, groups, -1, head)
@@ -128,9 +147,9 @@ class DecodingLayer(torch.nn.Module):
             cu_key_lengths,
             key_lengths,
             block_table,
-            True,
+            context.is_decode_only(),
         )
-        output = linear(attended.view(tokens, 1, -1), attention.linear_proj.weight)
+        output = linear(attended.view(tokens, 1, -1), attention.linear_proj.weight, self._packed_proj)
         tensor_parallel = attention.pg_collection.tp
         if tensor_parallel.size() > 1:
             torch.distributed.all_reduce(output, group=tensor_parallel)
@@ -142,6 +161,7 @@ class DecodingLayer(torch.nn.Module):
         probs, routing_map = mlp.router(x)
         counts = routing_map.sum(dim=0).tolist()
         permuted, row_probs, order = permute(rows, routing_map, probs, sum(counts))
-        hidden = swiglu(grouped_gemm(permuted, mlp.experts.linear_fc1.weight, counts), row_probs)
-        output = grouped_gemm(hidden, mlp.experts.linear_fc2.weight, counts)
+        packed_fc1, packed_fc2 = self._packed_experts
+        hidden = swiglu(grouped_linear(permuted, mlp.experts.linear_fc1.weight, packed_fc1, counts), row_probs)
+        output = grouped_linear(hidden, mlp.experts.linear_fc2.weight, packed_fc2, counts)
         return unpermute(output, order, rows.shape).view(x.shape)

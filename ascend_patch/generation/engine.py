@@ -146,13 +146,12 @@ class Engine(BaseEngine):
         """
         if parallel_state.is_pipeline_last_stage():
             self._choose_rows(logits, ids)
-        if parallel_state.get_pipeline_model_parallel_world_size() > 1 and any(
-            self._requests[id].options.logprobs is not None for id in ids
-        ):
+        if parallel_state.get_pipeline_model_parallel_world_size() == 1:
+            # The host compares numbers of half precision one by one. Another stage would expect them as they are.
+            return logits.float() if logits.device.type == "cpu" else logits
+        if any(self._requests[id].options.logprobs is not None for id in ids):
             # The engine tells the other stages the tokens, and nothing else.
             self._chosen = ranks.from_last_stage(self._chosen)
-        elif logits.device.type == "cpu":
-            return logits.float()  # the host looks for the largest of half precision one at a time
         return logits
 
     def _choose_rows(self, logits: Tensor, ids: Sequence[int]) -> None:

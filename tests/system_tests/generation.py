@@ -130,6 +130,11 @@ def main() -> None:
     whole = request["long_way"] or request["static"] or args.sequence_parallel or adapted
     if any(short) if whole else not all(short):
         raise RuntimeError(f"the layers that take the short way: {short}")
+    packed = [layer._packed_qkv is not None for layer in loaded[0].decoder.layers if isinstance(layer, DecodingLayer)]
+    on_host = next(loaded[0].parameters()).device.type == "cpu"
+    packs = on_host and args.bf16 and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    if any(packed) != (any(short) and packs):
+        raise RuntimeError(f"the layers with packed weights: {packed}")
     results = []
     computed: list[int] = []
     loaded[0].register_forward_pre_hook(lambda _, inputs: computed.append(computed.pop() + inputs[0].numel()))
