@@ -1,14 +1,14 @@
 """``--overlap-dispatch-backward-with-experts-wgrad`` trains as without it, and sends no byte more."""
 
 import json
-import re
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from ascend_patch.run import BUNDLED
-from tests.system_tests import count_bytes, releases
-from tests.system_tests.launcher import Run, train
+from tests.system_tests import overlap, releases
+from tests.system_tests.launcher import train
 from tests.system_tests.megatron_server import Server
 from tests.system_tests.mixtral import CAPACITY, EP2, PP2, TINY, TP2_SP, tiny
 
@@ -18,6 +18,8 @@ EP8 = {"expert_model_parallel_size": 8, "num_experts": 16, "global_batch_size": 
 FULL = {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1}
 MODULES = {"recompute_granularity": "selective", "recompute_modules": ("moe_act", "layernorm")}
 SHARED = {"moe_shared_expert_intermediate_size": 64}
+
+reported = partial(overlap.reported, operator="parallel_grouped_gemm")
 
 SLOW = pytest.mark.slow
 CASES = [
@@ -42,19 +44,12 @@ CASES = [
 ]
 
 
-def counted(server: Server, processes: int = 2, **flags: object) -> tuple[Run, int, int]:
-    """The run, and of its first rank's expert parallel group the calls of collectives, and their bytes."""
-    run = server.run(Path(count_bytes.__file__), tiny(**flags), processes).succeeded()
-    sent = json.loads(re.search(r"^sent: (.*)$", run.output, re.MULTILINE).group(1))
-    return run, *sent["EXPERT_MODEL_PARALLEL_GROUP"]
-
-
 @pytest.mark.xdist_group("logits")  # the group of the server
 class TestOnCpu:
     @pytest.mark.parametrize(("processes", "flags"), CASES)
     def test_losses_and_bytes_are_the_same(self, server: Server, processes: int, flags: dict) -> None:
-        run, calls, sent = counted(server, processes, **OVERLAP | flags)
-        reference, fewer_calls, allowed = counted(server, processes, **flags)
+        run, calls, sent = overlap.counted(server, "EXPERT_MODEL_PARALLEL_GROUP", processes, **OVERLAP | flags)
+        reference, fewer_calls, allowed = overlap.counted(server, "EXPERT_MODEL_PARALLEL_GROUP", processes, **flags)
         assert run.iterations == reference.iterations
         assert len(run.iterations) == TINY["train_iters"]
         pieces = min(4, flags.get("num_experts", 4) // flags["expert_model_parallel_size"])
@@ -67,29 +62,14 @@ class TestOnCpu:
         assert "with --expert-model-parallel-size 1 nothing is sent" in paragraph
 
 
-def reported(
-    folder: Path, *, disabled: str = "", device: str = "cpu", megatron: Path | None = None, **flags: object
-) -> tuple[Run, dict]:
-    """The run of two processes, and what the report says of the operator."""
-    report = folder / "report.json"
-    variables = {
-        "ASCEND_PATCH_REPORT": str(report),
-        "ASCEND_PATCH_DISABLE": disabled,
-        "ASCEND_PATCH_DEVICE": device,
-        "ASCEND_SIM_REPORT_DIRECTORY": str(folder),
-    }
-    run = train(tiny(**flags), processes=2, variables=variables, megatron=megatron)
-    return run, json.loads(report.read_text())["operators"]["parallel_grouped_gemm"]
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("release", [release for release in releases.TRAINABLE if release >= "0.18"])
 def test_other_releases(release: str, tmp_path: Path) -> None:
-    run, operator = reported(tmp_path, megatron=releases.folder(release), **EP2 | OVERLAP)
-    assert set(operator["calls"]) == {"all_to_all_grouped_gemm", "grouped_gemm_all_to_all"}
-    reference, operator = reported(tmp_path, megatron=releases.folder(release), **EP2)
-    assert operator["calls"] == {}
-    assert run.succeeded().iterations == reference.succeeded().iterations
+    run, calls = reported(tmp_path, megatron=releases.folder(release), **EP2 | OVERLAP)
+    assert set(calls) == {"all_to_all_grouped_gemm", "grouped_gemm_all_to_all"}
+    reference, calls = reported(tmp_path, megatron=releases.folder(release), **EP2)
+    assert calls == {}
+    assert run.iterations == reference.iterations
 
 
 @pytest.mark.slow
@@ -105,13 +85,13 @@ def test_on_npu(tmp_path: Path) -> None:
     for name, flags in {"without": EP2, "with": EP2 | OVERLAP}.items():
         folder = tmp_path / name
         folder.mkdir()
-        run, operator = reported(folder, device="npu", bf16=False, **flags)
-        losses[name] = {number: float(entry.loss) for number, entry in run.succeeded().iterations.items()}
+        run, calls = reported(folder, device="npu", bf16=False, **flags)
+        losses[name] = {number: float(entry.loss) for number, entry in run.iterations.items()}
         asked[name] = of_the_device(folder)
     assert len(losses["with"]) == TINY["train_iters"]
     assert losses["with"] == pytest.approx(losses["without"], rel=1e-5)
     assert asked["with"] == asked["without"]
-    assert operator["calls"].keys() == {"all_to_all_grouped_gemm", "grouped_gemm_all_to_all"}
+    assert calls.keys() == {"all_to_all_grouped_gemm", "grouped_gemm_all_to_all"}
 
 
 def of_the_device(folder: Path) -> dict[str, int]:
@@ -128,8 +108,8 @@ def of_the_device(folder: Path) -> dict[str, int]:
 
 @pytest.mark.slow
 def test_switched_off_by_id(tmp_path: Path) -> None:
-    run, operator = reported(tmp_path, disabled="moe.expert_overlap", **EP2)
-    assert operator["calls"] == {}
-    assert run.succeeded().iterations == reported(tmp_path, **EP2 | OVERLAP)[0].succeeded().iterations
+    run, calls = reported(tmp_path, disabled="moe.expert_overlap", **EP2)
+    assert calls == {}
+    assert run.iterations == reported(tmp_path, **EP2 | OVERLAP)[0].iterations
     refused = train(tiny(**EP2 | OVERLAP), processes=2, variables={"ASCEND_PATCH_DISABLE": "moe.expert_overlap"})
     assert "TE version >= 2.3.0 is required for overlap_dispatch_backward_with_experts_wgrad" in refused.output

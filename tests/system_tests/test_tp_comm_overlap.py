@@ -1,14 +1,13 @@
 """``--tp-comm-overlap`` trains as without it, and sends no byte more."""
 
 import json
-import re
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from ascend_patch.run import BUNDLED
-from tests.system_tests import count_bytes, releases
-from tests.system_tests.launcher import Run, train
+from tests.system_tests import overlap, releases
 from tests.system_tests.megatron_server import Server
 from tests.system_tests.mixtral import PP2, TINY, TP2_SP, tiny
 
@@ -17,6 +16,9 @@ DENSE = {name: False for name in TINY if name.startswith("moe_") or name == "num
 TIED = {"untie_embeddings_and_output_weights": False}
 WIDE = {"hidden_size": 512, "num_layers": 1, "seq_length": 32, "global_batch_size": 4}
 """The Ascend operators sum over 256 products or more; a small model otherwise."""
+
+counted = partial(overlap.counted, group="TENSOR_MODEL_PARALLEL_GROUP")
+reported = partial(overlap.reported, operator="parallel_linear")
 
 SLOW = pytest.mark.slow
 CASES = [
@@ -39,19 +41,12 @@ CASES = [
 ]
 
 
-def counted(server: Server, processes: int = 2, **flags: object) -> tuple[Run, int, int]:
-    """The run, and of its first rank's tensor parallel group the calls that gathered or scattered, and their bytes."""
-    run = server.run(Path(count_bytes.__file__), tiny(**flags), processes).succeeded()
-    sent = json.loads(re.search(r"^sent: (.*)$", run.output, re.MULTILINE).group(1))
-    return run, *sent["TENSOR_MODEL_PARALLEL_GROUP"]
-
-
 @pytest.mark.xdist_group("logits")  # the group of the server
 class TestOnCpu:
     @pytest.mark.parametrize(("processes", "flags"), CASES)
     def test_losses_and_bytes_are_the_same(self, server: Server, processes: int, flags: dict) -> None:
-        run, calls, sent = counted(server, processes, **OVERLAP | flags)
-        reference, fewer_calls, allowed = counted(server, processes, **TP2_SP | flags)
+        run, calls, sent = counted(server, processes=processes, **OVERLAP | flags)
+        reference, fewer_calls, allowed = counted(server, processes=processes, **TP2_SP | flags)
         assert run.iterations == reference.iterations
         assert len(run.iterations) == TINY["train_iters"]
         assert calls > fewer_calls  # in pieces
@@ -78,21 +73,6 @@ class TestOnCpu:
     def test_upstream_asks_for_sequence_parallelism(self, server: Server, flags: dict) -> None:
         run = server.run(BUNDLED, tiny(tp_comm_overlap=True, **flags), 2).failed()
         assert "overlap can happen only when sequence parallelism is enabled" in run.output
-
-
-def reported(
-    folder: Path, *, disabled: str = "", device: str = "cpu", megatron: Path | None = None, **flags: object
-) -> tuple[Run, dict]:
-    """The run of two processes, and the calls of the operator by function and variant."""
-    report = folder / "report.json"
-    variables = {
-        "ASCEND_PATCH_REPORT": str(report),
-        "ASCEND_PATCH_DISABLE": disabled,
-        "ASCEND_PATCH_DEVICE": device,
-        "ASCEND_SIM_REPORT_DIRECTORY": str(folder),
-    }
-    run = train(tiny(**flags), processes=2, variables=variables, megatron=megatron).succeeded()
-    return run, json.loads(report.read_text())["operators"]["parallel_linear"]["calls"]
 
 
 @pytest.mark.slow

@@ -1,7 +1,10 @@
-"""For workers: checks in a group of processes, one for each rank, that a test starts with one import of torch."""
+"""Checks in a group of processes, one for each rank, with one import of torch: for tests and for their workers."""
 
 import json
 import multiprocessing
+import os
+import random
+import subprocess
 import sys
 import traceback
 from collections.abc import Callable, Iterable
@@ -14,6 +17,20 @@ import torch.distributed as dist
 
 WAIT = timedelta(seconds=60)
 """How long a rank waits for the others: far more than any check takes, far less than a test's own limit."""
+
+
+def run_worker(module: str, kind: str, ranks: int, folder: Path, **variables: str) -> list[dict[str, str | None]]:
+    """For tests: ``python -m MODULE KIND RANKS FOLDER SEED``, whose results of all ranks hold no failure."""
+    seed = random.randrange(10**6)
+    print(f"seed {seed}")
+    environment = {**os.environ, "ASCEND_SIM_DEVICES": str(ranks), "OMP_NUM_THREADS": "1", **variables}
+    command = [sys.executable, "-m", module, kind, str(ranks), str(folder), str(seed)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    results = [json.loads((folder / f"rank{rank}.json").read_text()) for rank in range(ranks)]
+    failures = [f"rank {rank}, {name}\n{e}" for rank, found in enumerate(results) for name, e in found.items() if e]
+    assert not failures, "\n".join(failures)
+    return results
 
 
 def fork_ranks(size: int, run: Callable[..., None], *args: Any) -> None:

@@ -1,10 +1,5 @@
 """Experts of 2, 4 and 8 ranks against one process in float64, forward and backward."""
 
-import json
-import os
-import random
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,21 +15,13 @@ from ascend_patch.ops.parallel_grouped_gemm import (
     passes,
 )
 from ascend_patch.ops.parallel_grouped_gemm import torch as pieces
+from tests.unit_tests.ranks import run_worker
 
 WORKER = "tests.unit_tests.ops.parallel_grouped_gemm.worker"
 
 
 def run(kind: str, ranks: int, folder: Path, **variables: str) -> None:
-    seed = random.randrange(10**6)
-    print(f"seed {seed}")
-    environment = {**os.environ, "ASCEND_SIM_DEVICES": str(ranks), "OMP_NUM_THREADS": "1", **variables}
-    command = [sys.executable, "-m", WORKER, kind, str(ranks), str(folder), str(seed)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0, done.stderr
-    results = [json.loads((folder / f"rank{rank}.json").read_text()) for rank in range(ranks)]
-    failures = [f"rank {rank}, {name}\n{e}" for rank, found in enumerate(results) for name, e in found.items() if e]
-    assert not failures, "\n".join(failures)
-    assert len(results[0]) >= 8
+    assert len(run_worker(WORKER, kind, ranks, folder, **variables)[0]) >= 8
 
 
 @pytest.mark.parametrize("ranks", [2, pytest.param(4, marks=pytest.mark.slow), pytest.param(8, marks=pytest.mark.slow)])

@@ -1,10 +1,5 @@
 """Sequence parallel linear layers of 2, 4 and 8 ranks against one process in float64, forward and backward."""
 
-import json
-import os
-import random
-import subprocess
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,21 +10,13 @@ import torch.distributed as dist
 
 from ascend_patch.ops.parallel_linear import all_gather_linear, linear_reduce_scatter, passes
 from ascend_patch.ops.parallel_linear import torch as pieces
+from tests.unit_tests.ranks import run_worker
 
 WORKER = "tests.unit_tests.ops.parallel_linear.worker"
 
 
 def run(device: str, ranks: int, folder: Path) -> None:
-    seed = random.randrange(10**6)
-    print(f"seed {seed}")
-    environment = {**os.environ, "ASCEND_SIM_DEVICES": str(ranks), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", WORKER, device, str(ranks), str(folder), str(seed)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
-    assert done.returncode == 0, done.stderr
-    results = [json.loads((folder / f"rank{rank}.json").read_text()) for rank in range(ranks)]
-    failures = [f"rank {rank}, {name}\n{e}" for rank, found in enumerate(results) for name, e in found.items() if e]
-    assert not failures, "\n".join(failures)
-    assert len(results[0]) >= 18
+    assert len(run_worker(WORKER, device, ranks, folder)[0]) >= 18
 
 
 @pytest.mark.parametrize("ranks", [2, 4, pytest.param(8, marks=pytest.mark.slow)])
