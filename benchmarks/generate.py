@@ -74,8 +74,6 @@ def main() -> None:
                 )
                 for each in contestants(options.dtype, model, max(options.batches), Path(name))
             }
-            for worker in workers.values():
-                worker.ask(_request(64, 16, max(options.batches), 0))
             for length in options.lengths:
                 for batch in options.batches:
                     cells.append(measure(workers, length, length, batch, options.rounds))
@@ -110,14 +108,16 @@ def contestants(dtype: str, model: Mixtral, batch: int, folder: Path) -> tuple[C
 
 
 def measure(workers: dict[str, Worker], prompt: int, new: int, batch: int, rounds: int) -> Cell:
-    """Let the contestants complete the same prompts in turns, new ones each round."""
+    """Let the contestants complete the same prompts in turns, new ones each round; the first is not counted."""
     prefill: dict[str, list[float]] = {name: [] for name in workers}
     decode: dict[str, list[float]] = {name: [] for name in workers}
     peak = dict.fromkeys(workers, 0.0)
-    for number in range(rounds):
+    for number in range(rounds + 1):
         request = _request(prompt, new, batch, SEED + number)
         for name, worker in workers.items():
             answer = worker.ask(request)
+            if not number:
+                continue
             prefill[name].append(batch * prompt / answer["prefill"])
             decode[name].append(answer["decoded"] / answer["decode"])
             peak[name] = max(peak[name], answer["peak"] / 2**20)

@@ -32,8 +32,9 @@ def shorten(model: Any) -> None:
         return
     layers = model.decoder.layers
     short = [index for index, layer in enumerate(layers) if is_plain(layer)]
+    step = _Step()
     for index in short:
-        layers[index] = DecodingLayer(layers[index])
+        layers[index] = DecodingLayer(layers[index], step, first=index == short[0])
     if short and is_packable(model.parameters()):
         for index in short:
             layers[index].pack()
@@ -83,11 +84,18 @@ def has_plain_experts(mlp: Any) -> bool:
     )
 
 
+class _Step:
+    """What the first layer of a step leaves for the others: the angles ``[tokens, 1, 1, r]`` of its positions."""
+
+    angles: Tensor
+
+
 class DecodingLayer(torch.nn.Module):
     """A :class:`TransformerLayer` that has a short way for the steps of the dynamic engine."""
 
-    def __init__(self, layer: TransformerLayer) -> None:
+    def __init__(self, layer: TransformerLayer, step: _Step, first: bool) -> None:
         super().__init__()
+        self._step, self._first = step, first
         self.layer = layer
         self.layer_number = layer.layer_number
         self._plain_experts = has_plain_experts(layer.mlp)
@@ -129,9 +137,12 @@ class DecodingLayer(torch.nn.Module):
         qkv = linear(x, qkv_linear.weight, self._packed_qkv).view(
             tokens, 1, groups, -1, head
         )  # [t, 1, ng, np / ng + 2, hn]
-        angles = angles[context.current_input_and_position_ids()[1][0]]
+        if self._first:
+            self._step.angles = angles[context.current_input_and_position_ids()[1][0]]
         rotated = qkv[..., :-1, :].reshape(tokens, 1, -1, head)  # queries and keys
-        rotated = apply_rotary(rotated, angles, self.layer.config.rotary_interleaved).view(tokens, 1, groups, -1, head)
+        rotated = apply_rotary(rotated, self._step.angles, self.layer.config.rotary_interleaved).view(
+            tokens, 1, groups, -1, head
+        )
         query, key, value = rotated[..., :-1, :].reshape(tokens, 1, -1, head), rotated[..., -1, :], qkv[..., -1, :]
         context.append_key_value_cache(self._number_in_cache, key, value)
         key_cache, value_cache, block_table = context.key_value_cache(self._number_in_cache)

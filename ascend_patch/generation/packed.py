@@ -16,7 +16,7 @@ from ascend_patch.ops.grouped_gemm import grouped_gemm
 
 logger = logging.getLogger(__name__)
 
-ROWS = 16
+ROWS = 32
 """With more, a product takes its time to compute."""
 _SHARE_OF_FREE_MEMORY = 0.5
 
@@ -74,6 +74,6 @@ def linear(x: Tensor, weight: Tensor, packed: Packed | None) -> Tensor:
 
 def grouped_linear(x: Tensor, weight: Tensor, packed: Sequence[Packed] | None, counts: Sequence[int]) -> Tensor:
     """:func:`ascend_patch.ops.grouped_gemm.grouped_gemm`; ``packed`` are those of the experts, or None."""
-    if packed is None or not 0 < len(x) <= ROWS:
+    if packed is None or not 0 < max(counts) <= ROWS:
         return grouped_gemm(x, weight, counts)
     return torch.cat([product(rows) for product, rows in zip(packed, x.split(counts), strict=True) if len(rows)])

@@ -30,7 +30,7 @@ def test_linear(rows, n, k):
     assert torch.equal(packed.linear(x, matrix, None), torch.nn.functional.linear(x, matrix))
 
 
-@pytest.mark.parametrize("counts", [[1, 0, 2], [0, 0, ROWS], [ROWS, 1, 0], [0, 0, 0]], ids=str)
+@pytest.mark.parametrize("counts", [[1, 0, 2], [0, 0, ROWS], [ROWS, 1, ROWS], [0, 0, 0], [1, ROWS + 1, 0]], ids=str)
 @torch.no_grad()
 def test_grouped_linear(counts):
     experts, x = torch.nn.Parameter(weight(3, 24, 16)), weight(sum(counts), 16)
