@@ -52,13 +52,17 @@ def is_packable(weights: Iterable[Tensor]) -> bool:
     return True
 
 
+def has_few_rows(x: Tensor) -> bool:
+    """Whether ``x [..., K]`` has at most :data:`ROWS` rows."""
+    return x.numel() <= ROWS * x.shape[-1]
+
+
 def pack_output_layer(layer: Any) -> None:
     """Let a ``ColumnParallelLinear`` that is whole and has a weight of its own take :class:`Packed` for few rows."""
     whole, product = layer.forward, Packed(layer.weight)
 
     def forward(input_: Tensor, weight: Tensor | None = None, *args: Any, **options: Any) -> tuple[Tensor, None]:
-        few = input_.numel() <= ROWS * input_.shape[-1]
-        if weight is None and few and not torch.is_grad_enabled():
+        if weight is None and has_few_rows(input_) and not torch.is_grad_enabled():
             return product(input_), None
         return whole(input_, weight, *args, **options)
 
@@ -67,7 +71,7 @@ def pack_output_layer(layer: Any) -> None:
 
 def linear(x: Tensor, weight: Tensor, packed: Packed | None) -> Tensor:
     """``x @ weight.T`` for any number of rows; ``packed`` is that of the weight, or None."""
-    if packed is None or x.numel() > ROWS * x.shape[-1]:
+    if packed is None or not has_few_rows(x):
         return torch.nn.functional.linear(x, weight)
     return packed(x)
 

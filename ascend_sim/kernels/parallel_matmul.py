@@ -4,6 +4,8 @@ The collective is that of the group whose communicator is named: its checks, and
 ``torch.distributed``.
 """
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -88,10 +90,8 @@ def npu_alltoallv_gmm(
     ``send_counts`` are by rank, then by that rank's expert; ``recv_counts`` by rank, then by this rank's expert.
     """
     matrices = gmm_weight.transpose(-1, -2) if trans_gmm_weight else gmm_weight
-    backend = _check_exchange(gmm_x, matrices, hcom, ep_world_size, send_counts, recv_counts)
-    experts = matrices.shape[0]
-    by_rank = _exchanged(backend, gmm_x, _per_rank(send_counts, experts), _per_rank(recv_counts, experts))
-    by_expert = _sorted(by_rank, recv_counts, experts)
+    exchange = _check_exchange(gmm_x, matrices, hcom, ep_world_size, send_counts, recv_counts)
+    by_expert = _sorted(exchange(gmm_x), recv_counts, len(matrices))
     return _grouped_product(by_expert, matrices, recv_counts), None, by_expert if permute_out_flag else None
 
 
@@ -115,12 +115,11 @@ def npu_gmm_alltoallv(
     ``send_counts`` are by rank, then by this rank's expert; ``recv_counts`` by rank, then by that rank's expert.
     """
     matrices = gmm_weight.transpose(-1, -2) if trans_gmm_weight else gmm_weight
-    backend = _check_exchange(gmm_x, matrices, hcom, ep_world_size, send_counts, recv_counts)
-    experts = matrices.shape[0]
+    exchange = _check_exchange(gmm_x, matrices, hcom, ep_world_size, send_counts, recv_counts)
+    experts = len(matrices)
     product = _grouped_product(gmm_x, matrices, send_counts)
     turned = [send_counts[rank * experts + expert] for expert in range(experts) for rank in range(ep_world_size)]
-    by_rank = _sorted(product, turned, ep_world_size)
-    return _exchanged(backend, by_rank, _per_rank(send_counts, experts), _per_rank(recv_counts, experts)), None
+    return exchange(_sorted(product, turned, ep_world_size)), None
 
 
 def _check(input: torch.Tensor, x2: torch.Tensor, hcom: str, world_size: int) -> Any:
@@ -147,8 +146,8 @@ def _check_exchange(
     ep_world_size: int,
     send_counts: list[int],
     recv_counts: list[int],
-) -> Any:
-    """What both operators of experts need; returns the backend that `hcom` names."""
+) -> Callable[[torch.Tensor], torch.Tensor]:
+    """What both operators of experts need; returns the exchange of rows, in the group that `hcom` names."""
     require_dim("gmm_x", gmm_x, 2)
     require_dim("gmm_weight", matrices, 3)
     for name, tensor in (("gmm_x", gmm_x), ("gmm_weight", matrices)):
@@ -163,18 +162,19 @@ def _check_exchange(
     require_choice("ep_world_size", ep_world_size, _EXPERT_RANKS)
     require_range("experts of a rank", experts, 1, 32)
     require_range("experts of all ranks", experts * ep_world_size, 1, 256)
-    for name, counts in (("send_counts", send_counts), ("recv_counts", recv_counts)):
+    leaving, arriving = _per_rank(send_counts, experts), _per_rank(recv_counts, experts)
+    for name, counts, per_rank in (("send_counts", send_counts, leaving), ("recv_counts", recv_counts, arriving)):
         require(
             len(counts) == experts * ep_world_size,
             f"{name} has {len(counts)} entries, needed: {experts} for each of {ep_world_size} ranks",
         )
-        for rank, count in enumerate(_per_rank(counts, experts)):
+        for rank, count in enumerate(per_rank):
             require_range(f"bytes in {name} of rank {rank}", count * inner * 2, *_EXCHANGED)
     rows = sum(send_counts)
     require(gmm_x.shape[0] == rows, f"gmm_x has {gmm_x.shape[0]} rows, needed: the sum of send_counts, {rows}")
     backend = _backend(hcom)
     require(backend.size() == ep_world_size, f"ep_world_size is {ep_world_size}, the group has {backend.size()} ranks")
-    return backend
+    return partial(_exchanged, backend, leaving=leaving, arriving=arriving)
 
 
 def _per_rank(counts: list[int], experts: int) -> list[int]:

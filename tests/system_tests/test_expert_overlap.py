@@ -19,6 +19,7 @@ FULL = {"recompute_granularity": "full", "recompute_method": "uniform", "recompu
 MODULES = {"recompute_granularity": "selective", "recompute_modules": ("moe_act", "layernorm")}
 SHARED = {"moe_shared_expert_intermediate_size": 64}
 
+counted = partial(overlap.counted, group="EXPERT_MODEL_PARALLEL_GROUP")
 reported = partial(overlap.reported, operator="parallel_grouped_gemm")
 
 SLOW = pytest.mark.slow
@@ -48,8 +49,8 @@ CASES = [
 class TestOnCpu:
     @pytest.mark.parametrize(("processes", "flags"), CASES)
     def test_losses_and_bytes_are_the_same(self, server: Server, processes: int, flags: dict) -> None:
-        run, calls, sent = overlap.counted(server, "EXPERT_MODEL_PARALLEL_GROUP", processes, **OVERLAP | flags)
-        reference, fewer_calls, allowed = overlap.counted(server, "EXPERT_MODEL_PARALLEL_GROUP", processes, **flags)
+        run, calls, sent = counted(server, processes=processes, **OVERLAP | flags)
+        reference, fewer_calls, allowed = counted(server, processes=processes, **flags)
         assert run.iterations == reference.iterations
         assert len(run.iterations) == TINY["train_iters"]
         pieces = min(4, flags.get("num_experts", 4) // flags["expert_model_parallel_size"])

@@ -12,6 +12,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 import torch.distributed as dist
 
@@ -19,18 +20,41 @@ WAIT = timedelta(seconds=60)
 """How long a rank waits for the others: far more than any check takes, far less than a test's own limit."""
 
 
-def run_worker(module: str, kind: str, ranks: int, folder: Path, **variables: str) -> list[dict[str, str | None]]:
-    """For tests: ``python -m MODULE KIND RANKS FOLDER SEED``, whose results of all ranks hold no failure."""
+Results = list[dict[str, str | None]]
+"""Of each rank: name of the case -> None or its traceback."""
+
+
+def run_worker(
+    module: str, ranks: int, folder: Path, *arguments: str, timeout: float = 240, **variables: str
+) -> Results:
+    """For tests: ``python -m MODULE RANKS FOLDER SEED ARGUMENTS``, and the results that its ranks leave."""
     seed = random.randrange(10**6)
-    print(f"seed {seed}")
+    print(f"{ranks} ranks, seed {seed}")
     environment = {**os.environ, "ASCEND_SIM_DEVICES": str(ranks), "OMP_NUM_THREADS": "1", **variables}
-    command = [sys.executable, "-m", module, kind, str(ranks), str(folder), str(seed)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0, done.stderr
-    results = [json.loads((folder / f"rank{rank}.json").read_text()) for rank in range(ranks)]
-    failures = [f"rank {rank}, {name}\n{e}" for rank, found in enumerate(results) for name, e in found.items() if e]
-    assert not failures, "\n".join(failures)
+    command = [sys.executable, "-m", module, str(ranks), str(folder), str(seed), *arguments]
+    log = folder / "output"
+    with log.open("w") as output:
+        code = subprocess.run(command, env=environment, stdout=output, stderr=output, timeout=timeout).returncode
+    files = [folder / f"rank{rank}.json" for rank in range(ranks)]
+    results = [json.loads(file.read_text()) for file in files if file.exists()]
+    told = any(error for result in results for error in result.values())
+    if len(results) < ranks or (code and not told):
+        pytest.fail(f"{ranks} ranks, seed {seed}: exit status {code}\n{log.read_text()[-4000:]}")
     return results
+
+
+def require_passed(results: Results, name: str) -> None:
+    """Fail unless all ranks ran the case, and found nothing."""
+    for rank, result in enumerate(results):
+        assert name in result, f"rank {rank} did not get there: {[e for e in result.values() if e]}"
+        assert result[name] is None, f"rank {rank}: {result[name]}"
+
+
+def require_all_passed(results: Results, least: int) -> None:
+    """:func:`require_passed` of every case, of which there are ``least`` or more."""
+    assert len(results[0]) >= least
+    for name in results[0]:
+        require_passed(results, name)
 
 
 def fork_ranks(size: int, run: Callable[..., None], *args: Any) -> None:

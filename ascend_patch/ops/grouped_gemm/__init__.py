@@ -47,12 +47,17 @@ def grouped_gemm(
             f"grouped_gemm: tokens_per_expert is {counts} for {weight.shape[0]} experts and {x.shape[0]} tokens; "
             "it must have one count per expert, none negative, that add up to the number of tokens."
         )
+    check_weight_gradient("grouped_gemm", weight, weight_gradient)
+    return run("grouped_gemm", "grouped_gemm", x, weight, counts, weight_gradient)
+
+
+def check_weight_gradient(function: str, weight: Tensor, weight_gradient: Tensor | None) -> None:
+    """Raise ValueError in the name of ``function`` if the gradient of ``weight`` cannot be added to the other."""
     if weight_gradient is not None and (weight_gradient.shape != weight.shape or not weight_gradient.is_contiguous()):
         raise ValueError(
-            f"grouped_gemm: weight_gradient has shape {tuple(weight_gradient.shape)} and strides "
+            f"{function}: weight_gradient has shape {tuple(weight_gradient.shape)} and strides "
             f"{weight_gradient.stride()}; it must be contiguous and of the shape of weight, {tuple(weight.shape)}."
         )
-    return run("grouped_gemm", "grouped_gemm", x, weight, counts, weight_gradient)
 
 
 def grouped_product(x: Tensor, matrices: Tensor, counts: Sequence[int], out: Tensor) -> None:

@@ -31,10 +31,7 @@ def paged_attention(
 ) -> Tensor:
     """See :func:`ascend_patch.ops.paged_attention.paged_attention`."""
     tables = block_table.tolist()
-    if list(cu_seqlens_q) == list(range(len(query) + 1)) and _share_a_call(
-        tables, seqlens_k, window, key_cache.shape[1]
-    ):
-        blocks = [table[0] for table in tables[: len(query)]]
+    if blocks := _blocks_of_one_call(len(query), tables, cu_seqlens_q, seqlens_k, window, key_cache.shape[1]):
         return _one_token_each(query, key_cache, value_cache, blocks, seqlens_k[0], scale)
     output = torch.empty_like(query)
     output[cu_seqlens_q[-1] :] = 0
@@ -67,17 +64,22 @@ def _rows(cache: Tensor, table: Sequence[int], first: int, end: int) -> Tensor:
     return cache[torch.tensor(used, device=cache.device)].flatten(0, 1)[rows]
 
 
-def _share_a_call(
-    tables: Sequence[Sequence[int]], seqlens_k: Sequence[int], window: tuple[int, int] | None, block: int
-) -> bool:
-    """Whether all have as many keys, in one block each, and there are no other blocks between these."""
-    keys, blocks = seqlens_k[0], {table[0] for table, _ in zip(tables, seqlens_k, strict=False)}
-    return (
-        len(set(seqlens_k)) == 1
-        and keys <= block
-        and max(blocks) - min(blocks) + 1 == len(blocks) == len(seqlens_k)
-        and _first_key(1, keys, window) == 0
-    )
+def _blocks_of_one_call(
+    tokens: int,
+    tables: Sequence[Sequence[int]],
+    cu_seqlens_q: Sequence[int],
+    seqlens_k: Sequence[int],
+    window: tuple[int, int] | None,
+    block: int,
+) -> list[int]:
+    """The block of each request where all have a token and as many keys, in one block each, side by side; else []."""
+    requests, keys = len(seqlens_k), seqlens_k[0]
+    one_token_each = tokens == requests and list(cu_seqlens_q) == list(range(requests + 1))
+    if not one_token_each or len(set(seqlens_k)) > 1 or keys > block or _first_key(1, keys, window) > 0:
+        return []
+    blocks = [table[0] for table in tables[:requests]]
+    side_by_side = max(blocks) - min(blocks) + 1 == len(set(blocks)) == requests
+    return blocks if side_by_side else []
 
 
 def _one_token_each(

@@ -6,6 +6,7 @@ an :class:`Exchange`, one for both ways.
 
 from torch import Tensor
 
+from ascend_patch.ops.grouped_gemm import check_weight_gradient
 from ascend_patch.ops.parallel_grouped_gemm.exchange import Exchange
 from ascend_patch.ops.registry import run
 
@@ -75,8 +76,4 @@ def _check(
             f"{function}: {x.shape[0]} rows and {weight.shape[0]} experts; the exchange is of {rows} rows and "
             f"{exchange.experts} experts on this rank."
         )
-    if weight_gradient is not None and (weight_gradient.shape != weight.shape or not weight_gradient.is_contiguous()):
-        raise ValueError(
-            f"{function}: weight_gradient has shape {tuple(weight_gradient.shape)} and strides "
-            f"{weight_gradient.stride()}; it must be contiguous and of the shape of weight, {tuple(weight.shape)}."
-        )
+    check_weight_gradient(function, weight, weight_gradient)

@@ -1,15 +1,13 @@
 """Runs checks in a group of processes on the simulated device, one process for each rank.
 
-``python collectives_worker.py SIZE DIRECTORY SEED MODULE...`` imports torch once and forks. Each rank runs the
-functions ``check_…`` of the modules in their order and leaves ``rank<R>.json``: name of the check -> None or its
-traceback. After a failure the ranks may be out of step, so that what follows is not run; a check that is missing in a
-file failed too.
+``collectives_worker.py SIZE DIRECTORY SEED MODULE...`` imports torch once and forks. Each rank runs the functions
+``check_…`` of the modules in their order and leaves ``rank<R>.json``: name of the check -> None or its traceback.
+After a failure the ranks may be out of step, so that what follows is not run; a check that is missing in a file failed
+too.
 """
 
-import datetime
 import importlib
 import json
-import os
 import sys
 import traceback
 from pathlib import Path
@@ -18,8 +16,7 @@ from typing import NamedTuple
 import torch
 import torch.distributed as dist
 
-WAIT = datetime.timedelta(seconds=60)
-"""How long a rank waits for the others: far more than any check takes, far less than the test's own limit."""
+from tests.unit_tests.ranks import WAIT, fork_ranks
 
 
 class World(NamedTuple):
@@ -65,8 +62,5 @@ def run(rank, size, directory, seed, functions):
 
 
 if __name__ == "__main__":
-    sys.path.insert(0, os.fspath(Path(__file__).parents[3]))
-    from tests.unit_tests.ranks import fork_ranks
-
     size, directory, seed, *modules = sys.argv[1:]
     fork_ranks(int(size), run, int(size), Path(directory), int(seed), checks(modules))

@@ -1,4 +1,4 @@
-"""Every case in a group of processes: ``worker.py DEVICE SIZE FOLDER SEED``, with the results of :mod:`ranks`."""
+"""Every case in a group of processes: ``worker.py SIZE FOLDER SEED DEVICE``, with the results of :mod:`ranks`."""
 
 import sys
 from functools import partial
@@ -27,5 +27,5 @@ def run(rank: int, size: int, kind: str, folder: Path, seed: int) -> None:
 
 
 if __name__ == "__main__":
-    kind, size, folder, seed = sys.argv[1:]
+    size, folder, seed, kind = sys.argv[1:]
     fork_ranks(int(size), run, int(size), kind, Path(folder), int(seed))

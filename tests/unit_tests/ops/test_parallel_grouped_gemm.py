@@ -15,32 +15,29 @@ from ascend_patch.ops.parallel_grouped_gemm import (
     passes,
 )
 from ascend_patch.ops.parallel_grouped_gemm import torch as pieces
-from tests.unit_tests.ranks import run_worker
+from tests.unit_tests.ranks import require_all_passed, run_worker
 
 WORKER = "tests.unit_tests.ops.parallel_grouped_gemm.worker"
 
 
-def run(kind: str, ranks: int, folder: Path, **variables: str) -> None:
-    assert len(run_worker(WORKER, kind, ranks, folder, **variables)[0]) >= 8
-
-
 @pytest.mark.parametrize("ranks", [2, pytest.param(4, marks=pytest.mark.slow), pytest.param(8, marks=pytest.mark.slow)])
 def test_exact(ranks: int, tmp_path: Path) -> None:
-    run("cpu", ranks, tmp_path)
+    require_all_passed(run_worker(WORKER, ranks, tmp_path, "cpu"), least=8)
 
 
 @pytest.mark.npu
 @pytest.mark.usefixtures("npu_device")
 @pytest.mark.parametrize("ranks", [2, pytest.param(4, marks=pytest.mark.slow), pytest.param(8, marks=pytest.mark.slow)])
 def test_exact_on_npu(ranks: int, tmp_path: Path) -> None:
-    run("npu", ranks, tmp_path)
+    require_all_passed(run_worker(WORKER, ranks, tmp_path, "npu"), least=8)
 
 
 @pytest.mark.slow
 @pytest.mark.simulator
 @pytest.mark.usefixtures("npu_device")
 def test_fused_on_the_npu_that_has_it(tmp_path: Path) -> None:
-    run("large", 8, tmp_path, ASCEND_SIM_SOC="Ascend910_9392")
+    results = run_worker(WORKER, 8, tmp_path, "large", timeout=600, ASCEND_SIM_SOC="Ascend910_9392")
+    require_all_passed(results, least=8)
 
 
 @pytest.fixture

@@ -10,25 +10,21 @@ import torch.distributed as dist
 
 from ascend_patch.ops.parallel_linear import all_gather_linear, linear_reduce_scatter, passes
 from ascend_patch.ops.parallel_linear import torch as pieces
-from tests.unit_tests.ranks import run_worker
+from tests.unit_tests.ranks import require_all_passed, run_worker
 
 WORKER = "tests.unit_tests.ops.parallel_linear.worker"
 
 
-def run(device: str, ranks: int, folder: Path) -> None:
-    assert len(run_worker(WORKER, device, ranks, folder)[0]) >= 18
-
-
 @pytest.mark.parametrize("ranks", [2, 4, pytest.param(8, marks=pytest.mark.slow)])
 def test_exact(ranks: int, tmp_path: Path) -> None:
-    run("cpu", ranks, tmp_path)
+    require_all_passed(run_worker(WORKER, ranks, tmp_path, "cpu"), least=18)
 
 
 @pytest.mark.npu
 @pytest.mark.usefixtures("npu_device")
 @pytest.mark.parametrize("ranks", [2, pytest.param(4, marks=pytest.mark.slow), pytest.param(8, marks=pytest.mark.slow)])
 def test_exact_on_npu(ranks: int, tmp_path: Path) -> None:
-    run("npu", ranks, tmp_path)
+    require_all_passed(run_worker(WORKER, ranks, tmp_path, "npu"), least=18)
 
 
 @pytest.fixture

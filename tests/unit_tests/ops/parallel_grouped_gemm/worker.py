@@ -1,4 +1,4 @@
-"""Every case of parallel_grouped_gemm in a group of processes: ``worker.py KIND SIZE FOLDER SEED``.
+"""Every case of parallel_grouped_gemm in a group of processes: ``worker.py SIZE FOLDER SEED KIND``.
 
 The kind is a device, or ``large``: an npu, and the cases of :mod:`tests.unit_tests.ops.parallel_grouped_gemm.large`.
 The results are those of :mod:`tests.unit_tests.ranks`. Everybody makes everybody's inputs, so that what a rank must
@@ -211,5 +211,5 @@ def run(rank: int, size: int, kind: str, folder: Path, seed: int) -> None:
 
 
 if __name__ == "__main__":
-    kind, size, folder, seed = sys.argv[1:]
+    size, folder, seed, kind = sys.argv[1:]
     fork_ranks(int(size), run, int(size), kind, Path(folder), int(seed))

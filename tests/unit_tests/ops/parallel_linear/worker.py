@@ -1,4 +1,4 @@
-"""Every case of parallel_linear in a group of processes: ``worker.py DEVICE SIZE FOLDER SEED``.
+"""Every case of parallel_linear in a group of processes: ``worker.py SIZE FOLDER SEED DEVICE``.
 
 The results are those of :mod:`tests.unit_tests.ranks`. Everybody makes everybody's inputs, so that what a rank must
 find is computed by one process in float64.
@@ -150,5 +150,5 @@ def run(rank: int, size: int, kind: str, folder: Path, seed: int) -> None:
 
 
 if __name__ == "__main__":
-    kind, size, folder, seed = sys.argv[1:]
+    size, folder, seed, kind = sys.argv[1:]
     fork_ranks(int(size), run, int(size), kind, Path(folder), int(seed))
