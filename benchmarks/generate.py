@@ -1,7 +1,8 @@
 """``python -m benchmarks.generate``: prefill and decoding of our engine, beside transformers' ``generate``.
 
 Both have the same weights and complete the same random prompts greedily, in turns; what slows the machine down slows
-both. Prompts and their completions have the lengths of ``--lengths``.
+both. Prompts and their completions have the lengths of ``--lengths``; of short ones, which take tens of milliseconds,
+there are more rounds.
 """
 
 import argparse
@@ -62,7 +63,7 @@ def main() -> None:
     print(
         f"Mixtral of {model.num_layers} layers, hidden {model.hidden_size}, {model.num_experts} experts, "
         f"{options.dtype}, cpu with {options.threads} threads; load average {os.getloadavg()[0]:.1f}; "
-        f"{options.rounds} rounds\n\n{HEAD}",
+        f"{options.rounds} rounds, more of shorter prompts\n\n{HEAD}",
         flush=True,
     )
     cells = []
@@ -75,8 +76,9 @@ def main() -> None:
                 for each in contestants(options.dtype, model, max(options.batches), Path(name))
             }
             for length in options.lengths:
+                rounds = options.rounds * max(options.lengths) // length
                 for batch in options.batches:
-                    cells.append(measure(workers, length, length, batch, options.rounds))
+                    cells.append(measure(workers, length, length, batch, rounds))
                     print(row(cells[-1]), flush=True)
     except WorkerError as error:
         sys.exit(f"benchmarks: {error}")
@@ -159,7 +161,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--dtype", choices=DTYPES, default="bf16")
     parser.add_argument("--lengths", type=positive, nargs="+", default=LENGTHS, help="of prompts and completions")
     parser.add_argument("--batches", type=positive, nargs="+", default=BATCHES)
-    parser.add_argument("--rounds", type=positive, default=3)
+    parser.add_argument("--rounds", type=positive, default=3, help="of the longest; half as long, twice as many")
     parser.add_argument("--threads", type=positive, default=len(os.sched_getaffinity(0)), help="of each process")
     parser.add_argument("--out", type=Path, default=ROOT / "runs" / "benchmark" / "generate", help="results and logs")
     return parser.parse_args()

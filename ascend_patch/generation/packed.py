@@ -6,6 +6,7 @@ weight as checkpoints have it. Made once they are a second copy of the weight, t
 
 import logging
 from collections.abc import Iterable, Sequence
+from itertools import accumulate
 from typing import Any
 
 import psutil
@@ -13,10 +14,11 @@ import torch
 from torch import Tensor
 
 from ascend_patch.ops.grouped_gemm import grouped_gemm
+from ascend_patch.ops.grouped_gemm.by_expert import filled
 
 logger = logging.getLogger(__name__)
 
-ROWS = 32
+ROWS = 64
 """With more, a product takes its time to compute."""
 _SHARE_OF_FREE_MEMORY = 0.5
 
@@ -80,4 +82,6 @@ def grouped_linear(x: Tensor, weight: Tensor, packed: Sequence[Packed] | None, c
     """:func:`ascend_patch.ops.grouped_gemm.grouped_gemm`; ``packed`` are those of the experts, or None."""
     if packed is None or not 0 < max(counts) <= ROWS:
         return grouped_gemm(x, weight, counts)
-    return torch.cat([product(rows) for product, rows in zip(packed, x.split(counts), strict=True) if len(rows)])
+    starts = accumulate(counts, initial=0)
+    parts = zip(packed, starts, counts, strict=False)
+    return torch.cat([product(filled(x, start, count))[:count] for product, start, count in parts if count])

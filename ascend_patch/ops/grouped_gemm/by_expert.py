@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-_STEPS = 16
-"""Heights up to it are powers of two, then its multiples, then so many between a power of two and the next."""
+_LEAST_STEP, _STEPS = 4, 16
+"""Heights are powers of two up to the first, then its multiples; of these, so many up to the next power of two."""
 
 
 def multiply(x: Tensor, matrices: Tensor, counts: Sequence[int], out: Tensor) -> None:
@@ -31,12 +31,20 @@ def multiply(x: Tensor, matrices: Tensor, counts: Sequence[int], out: Tensor) ->
     for expert, count in enumerate(counts):
         if not count:  # in a step of generation most have none
             continue
-        end, stop = start + count, start + _height(count, x)
-        if stop <= x.shape[0]:
-            torch.mm(x[start:stop], matrices[expert], out=out[start:stop])
+        rows = filled(x, start, count)
+        end, stop = start + count, start + len(rows)
+        if stop <= len(x):
+            torch.mm(rows, matrices[expert], out=out[start:stop])
         else:
-            out[start:end] = pad(x[start:end], (0, 0, 0, stop - end)).mm(matrices[expert])[:count]
+            out[start:end] = rows.mm(matrices[expert])[:count]
         start = end
+
+
+def filled(x: Tensor, start: int, count: int) -> Tensor:
+    """An expert's ``count`` rows of ``x [T, K]``, and others or zeros behind them up to one of the heights."""
+    stop = start + _height(count, x)
+    rows = x[start:stop]
+    return rows if stop <= len(x) else pad(rows, (0, 0, 0, stop - len(x)))
 
 
 def weight_gradient(grad_y: Tensor, x: Tensor, counts: Sequence[int]) -> Tensor:
@@ -53,7 +61,8 @@ def _height(rows: int, x: Tensor) -> int:
     """The rows that a product has for those of an expert."""
     if not rows or x.device.type != "cpu" or x.dtype != torch.bfloat16:
         return rows
-    if rows <= _STEPS:
-        return 1 << (rows - 1).bit_length()
-    step = max(_STEPS, (1 << (rows - 1).bit_length()) // (2 * _STEPS))
+    power = 1 << (rows - 1).bit_length()
+    if power <= _LEAST_STEP:
+        return power
+    step = max(_LEAST_STEP, power // (2 * _STEPS))
     return -(-rows // step) * step

@@ -1,8 +1,9 @@
 """Paged attention with what PyTorch has on every device: a call of its attention for each request, or for all.
 
 A request whose blocks follow each other, as they do until the cache has been used up once, is read where it lies.
-Requests that decode share a call where they are of one length and one block each, without others between them: beams,
-or samples of one prompt. What the cache holds behind a shorter request may not even be a number.
+Prompts of one length share a call. Requests that decode do where they are of one length and one block each, without
+others between them: beams, or samples of one prompt. What the cache holds behind a shorter request may not even be a
+number.
 """
 
 from collections.abc import Sequence
@@ -31,18 +32,26 @@ def paged_attention(
 ) -> Tensor:
     """See :func:`ascend_patch.ops.paged_attention.paged_attention`."""
     tables = block_table.tolist()
-    if blocks := _blocks_of_one_call(len(query), tables, cu_seqlens_q, seqlens_k, window, key_cache.shape[1]):
-        return _one_token_each(query, key_cache, value_cache, blocks, seqlens_k[0], scale)
+    if _are_alike(len(query), cu_seqlens_q, seqlens_k):
+        queries, keys, tables = cu_seqlens_q[1], seqlens_k[0], tables[: len(seqlens_k)]
+        first = _first_key(queries, keys, window)
+        if queries > 1:
+            key, value = ([_rows(cache, table, first, keys) for table in tables] for cache in (key_cache, value_cache))
+            return _several(query, key, value, scale, window)
+        if first == 0 and _are_side_by_side(tables, keys, key_cache.shape[1]):
+            return _one_token_each(query, key_cache, value_cache, [table[0] for table in tables], keys, scale)
     output = torch.empty_like(query)
     output[cu_seqlens_q[-1] :] = 0
     for table, (start, end), keys in zip(tables, pairwise(cu_seqlens_q), seqlens_k, strict=False):
         if start == end:
             continue
         first = _first_key(end - start, keys, window)
-        key, value = (_rows(cache, table, first, keys) for cache in (key_cache, value_cache))
+        one_key, one_value = (_rows(cache, table, first, keys) for cache in (key_cache, value_cache))
         rows = query[start:end]
         output[start:end] = (
-            _one_token(rows, key, value, scale) if len(rows) == 1 else _several(rows, key, value, scale, window)
+            _one_token(rows, one_key, one_value, scale)
+            if len(rows) == 1
+            else _several(rows, [one_key], [one_value], scale, window)
         )
     return output
 
@@ -64,22 +73,17 @@ def _rows(cache: Tensor, table: Sequence[int], first: int, end: int) -> Tensor:
     return cache[torch.tensor(used, device=cache.device)].flatten(0, 1)[rows]
 
 
-def _blocks_of_one_call(
-    tokens: int,
-    tables: Sequence[Sequence[int]],
-    cu_seqlens_q: Sequence[int],
-    seqlens_k: Sequence[int],
-    window: tuple[int, int] | None,
-    block: int,
-) -> list[int]:
-    """The block of each request where all have a token and as many keys, in one block each, side by side; else []."""
-    requests, keys = len(seqlens_k), seqlens_k[0]
-    one_token_each = tokens == requests and list(cu_seqlens_q) == list(range(requests + 1))
-    if not one_token_each or len(set(seqlens_k)) > 1 or keys > block or _first_key(1, keys, window) > 0:
-        return []
-    blocks = [table[0] for table in tables[:requests]]
-    side_by_side = max(blocks) - min(blocks) + 1 == len(set(blocks)) == requests
-    return blocks if side_by_side else []
+def _are_alike(tokens: int, cu_seqlens_q: Sequence[int], seqlens_k: Sequence[int]) -> bool:
+    """Whether all requests have as many queries, one or more, and as many keys; ``tokens`` are all queries."""
+    if len(set(seqlens_k)) != 1 or cu_seqlens_q[1] == 0:
+        return False
+    return list(cu_seqlens_q) == list(range(0, tokens + 1, cu_seqlens_q[1]))
+
+
+def _are_side_by_side(tables: Sequence[Sequence[int]], keys: int, block: int) -> bool:
+    """Whether each request has one block, and there are no others between these."""
+    blocks = {table[0] for table in tables}
+    return keys <= block and max(blocks) - min(blocks) + 1 == len(blocks) == len(tables)
 
 
 def _one_token_each(
@@ -108,7 +112,15 @@ def _one_token(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tenso
     return scaled_dot_product_attention(by_group, key, value, scale=scale).view(query.shape)
 
 
-def _several(query: Tensor, key: Tensor, value: Tensor, scale: float, window: tuple[int, int] | None) -> Tensor:
-    query_, key, value = (t.unsqueeze(1) for t in (query, key, value))
-    attended = whole.attention(query_, key, value, scale=scale, causal=True, window=window)
-    return attended.view(query.shape)
+def _several(
+    query: Tensor,
+    keys: Sequence[Tensor],
+    values: Sequence[Tensor],
+    scale: float,
+    window: tuple[int, int] | None,
+) -> Tensor:
+    """Requests that are alike, whose queries follow each other; ``keys`` and ``values`` are of one request each."""
+    by_request = query.unflatten(0, (len(keys), -1)).transpose(0, 1)  # [sq, requests, np, hn]
+    key, value = torch.stack(list(keys), dim=1), torch.stack(list(values), dim=1)
+    attended = whole.attention(by_request, key, value, scale=scale, causal=True, window=window)
+    return attended.transpose(0, 1).reshape(query.shape)

@@ -126,8 +126,8 @@ def test_rows_of_other_experts_and_zeros_in_a_product(dtype, counts):
 def test_products_have_few_heights():
     x = torch.empty(0, dtype=torch.bfloat16)
     heights = {rows: by_expert._height(rows, x) for rows in range(5000)}
-    assert all(rows <= height <= max(rows + 15, rows * 17 / 16) for rows, height in heights.items())
-    assert len(set(heights.values())) < 100 and heights[0] == 0
+    assert all(rows <= height <= max(rows + 3, rows * 17 / 16) for rows, height in heights.items())
+    assert len(set(heights.values())) < 140 and heights[0] == 0
     assert by_expert._height(4999, x.float()) == 4999
 
 

@@ -104,6 +104,19 @@ def test_requests_of_one_block_that_decode(monkeypatch, blocks, lengths, window)
     assert len(calls) == (equal and in_a_row and whole)
 
 
+@pytest.mark.parametrize("length", [(3, 3), (5, 5), (2, 9), (9, 9)], ids=str)
+@pytest.mark.parametrize("window", [None, (2, 0), (100, 0)])
+@pytest.mark.parametrize("mix", [True, False], ids=["shuffled", "in order"])
+def test_prompts_of_one_length_share_a_call(monkeypatch, length, window, mix):
+    calls = []
+    several = fast._several
+    monkeypatch.setattr(fast, "_several", lambda *args: calls.append(args) or several(*args))
+    check(fast, Requests(length, length, length, mix=mix), window=window)
+    assert len(calls) == 1
+    check(fast, Requests(length, length, (length[0], length[1] + 1), mix=mix), window=window)
+    assert len(calls) == 4
+
+
 def test_errors():
     requests = Requests((2, 5), (1, 3))
     requests.seqlens_k = [1, 3]
