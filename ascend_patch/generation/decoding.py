@@ -138,7 +138,9 @@ class DecodingLayer(torch.nn.Module):
             tokens, 1, groups, -1, head
         )  # [t, 1, ng, np / ng + 2, hn]
         if self._first:
-            self._step.angles = angles[context.current_input_and_position_ids()[1][0]]
+            # Of a tensor of inference mode nothing is kept: each layer would make its own cosines.
+            with torch.inference_mode(False), torch.no_grad():
+                self._step.angles = angles[context.current_input_and_position_ids()[1][0]]
         rotated = qkv[..., :-1, :].reshape(tokens, 1, -1, head)  # queries and keys
         rotated = apply_rotary(rotated, self._step.angles, self.layer.config.rotary_interleaved).view(
             tokens, 1, groups, -1, head

@@ -1,7 +1,8 @@
 """Rotary position embedding without concatenations, in float32 on blocks of positions.
 
 A pair ``(x1, x2)`` turns into ``(x1 * cos1 - x2 * sin1, x2 * cos2 + x1 * sin2)``; the gradient turns back, which is the
-same computation with other sines. Kept for the backward pass are cosines and sines only.
+same computation with other sines. Cosines and sines are made once for a tensor of angles, which all layers hand over,
+and are all that is kept for the backward pass.
 """
 
 from typing import Any
@@ -11,15 +12,21 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ascend_patch.ops.blocks import row_blocks
+from ascend_patch.ops.derived import DerivedValues
 from ascend_patch.ops.function import apply
 from ascend_patch.ops.numerics import accumulation_dtype
 from ascend_patch.ops.rotary.layout import packed_positions
 
+_turns = DerivedValues()
+
 
 def apply_rotary(t: Tensor, freqs: Tensor, interleaved: bool = False) -> Tensor:
     """See :func:`ascend_patch.ops.rotary.apply_rotary`."""
-    angles = freqs[: t.shape[0]].detach().to(accumulation_dtype(t.dtype))
-    return apply(_Rotate, t, angles.cos(), angles.sin(), interleaved)
+    positions, dtype = t.shape[0], accumulation_dtype(t.dtype)
+    cos, sines = _turns.get(
+        freqs, (positions, dtype, interleaved), lambda: _cos_and_sines(freqs[:positions].to(dtype), interleaved)
+    )
+    return apply(_Rotate, t, cos, sines, interleaved)
 
 
 def apply_rotary_thd(
@@ -37,16 +44,16 @@ def apply_rotary_thd(
 
 class _Rotate(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, t: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor:
-        ctx.save_for_backward(cos, sin)
+    def forward(ctx: Any, t: Tensor, cos: Tensor, sines: Tensor, interleaved: bool) -> Tensor:
+        ctx.save_for_backward(cos, sines)
         ctx.interleaved = interleaved
-        return _turn(t, cos, _sines(sin, interleaved), interleaved)
+        return _turn(t, cos, sines, interleaved)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
-        cos, sin = ctx.saved_tensors
-        return _turn(grad, cos, _swap(_sines(sin, ctx.interleaved), ctx.interleaved), ctx.interleaved), None, None, None
+        cos, sines = ctx.saved_tensors
+        return _turn(grad, cos, _swap(sines, ctx.interleaved), ctx.interleaved), None, None, None
 
 
 def _turn(t: Tensor, cos: Tensor, sines: Tensor, interleaved: bool) -> Tensor:
@@ -61,10 +68,11 @@ def _turn(t: Tensor, cos: Tensor, sines: Tensor, interleaved: bool) -> Tensor:
     return result
 
 
-def _sines(sin: Tensor, interleaved: bool) -> Tensor:
-    """What the second feature of a pair is multiplied with to go to the first, and the first to the second."""
-    first, second = _features(sin, interleaved)
-    return _pairs(-first, second, interleaved)
+def _cos_and_sines(angles: Tensor, interleaved: bool) -> tuple[Tensor, Tensor]:
+    """What a feature of a pair is multiplied with, and what the other one is before they are added."""
+    with torch.inference_mode(False), torch.no_grad():  # a later backward pass is to save them
+        first, second = _features(angles.sin(), interleaved)
+        return angles.cos(), _pairs(-first, second, interleaved)
 
 
 def _swap(t: Tensor, interleaved: bool) -> Tensor:

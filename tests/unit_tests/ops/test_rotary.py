@@ -102,6 +102,21 @@ def test_gradcheck():
     assert torch.autograd.gradcheck(partial(fast.apply_rotary, freqs=torch.randn(3, 1, 1, 4)), (t,))
 
 
+def test_cosines_are_made_once(monkeypatch):
+    made = []
+    make = fast._cos_and_sines
+    monkeypatch.setattr(fast, "_cos_and_sines", lambda *args: made.append(args) or make(*args))
+    freqs, t = angles(5, 4), torch.randn(5, 1, 2, 4, requires_grad=True)
+    with torch.inference_mode():
+        fast.apply_rotary(t, freqs)
+    fast.apply_rotary(t, freqs).sum().backward()
+    assert len(made) == 1
+    fast.apply_rotary(t[:3], freqs)
+    freqs.mul_(2)
+    torch.testing.assert_close(fast.apply_rotary(t, freqs), reference.apply_rotary(t, freqs))
+    assert len(made) == 3
+
+
 def test_backward_is_deterministic():
     check_deterministic_backward(partial(fast.apply_rotary, freqs=angles(9, 8)), torch.randn(9, 2, 3, 8))
 
