@@ -14,7 +14,7 @@ from tests.system_tests.mixtral import PP2, TINY, TP2_SP, tiny
 OVERLAP = TP2_SP | {"tp_comm_overlap": True}
 DENSE = {name: False for name in TINY if name.startswith("moe_") or name == "num_experts"}
 TIED = {"untie_embeddings_and_output_weights": False}
-WIDE = {"hidden_size": 512, "num_layers": 1, "seq_length": 32, "global_batch_size": 4}
+WIDE = {"hidden_size": 512, "ffn_hidden_size": 512, "num_layers": 1, "seq_length": 32, "global_batch_size": 4}
 """The Ascend operators sum over 256 products or more; a small model otherwise."""
 
 counted = partial(overlap.counted, group="TENSOR_MODEL_PARALLEL_GROUP")
