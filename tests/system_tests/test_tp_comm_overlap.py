@@ -88,6 +88,7 @@ def test_other_releases(release: str, tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.npu
 @pytest.mark.usefixtures("npu_device")
+@pytest.mark.timeout(1200)
 @pytest.mark.parametrize("flags", [{}, DENSE], ids=["moe", "dense"])
 def test_on_npu(flags: dict, tmp_path: Path) -> None:
     """In bfloat16: products of the fused operators are rounded where those of others are, not all of them alike."""
