@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 from tests.system_tests import count_bytes
@@ -21,18 +22,22 @@ def reported(
     folder: Path,
     operator: str,
     *,
+    processes: int = 2,
     disabled: str = "",
     device: str = "cpu",
     megatron: Path | None = None,
+    variables: Mapping[str, str] | None = None,
+    timeout: float = 240.0,
     **flags: object,
 ) -> tuple[Run, dict]:
-    """The run of two processes, and the calls of the operator by function and variant."""
+    """The run, and the calls of the operator by function and variant."""
     report = folder / "report.json"
-    variables = {
+    own = {
         "ASCEND_PATCH_REPORT": str(report),
         "ASCEND_PATCH_DISABLE": disabled,
         "ASCEND_PATCH_DEVICE": device,
         "ASCEND_SIM_REPORT_DIRECTORY": str(folder),
     }
-    run = train(tiny(**flags), processes=2, variables=variables, megatron=megatron).succeeded()
+    own |= variables or {}
+    run = train(tiny(**flags), processes=processes, variables=own, megatron=megatron, timeout=timeout).succeeded()
     return run, json.loads(report.read_text())["operators"][operator]["calls"]
