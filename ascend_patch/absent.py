@@ -122,7 +122,7 @@ class Job:
     def ask(self, waited: Waited | None, timed_out: bool) -> str:
         """Report that this rank waited, and get the answer; raises RuntimeError where there is none in time."""
         number = self.store.add("reports", 1)
-        report = {"rank": self.rank, "for": waited and waited.ranks, "timed_out": timed_out}
+        report = {"rank": self.rank, "for": waited and " ".join(map(str, waited.ranks)), "timed_out": timed_out}
         self.store.set(f"report {number}", json.dumps(report))
         try:
             self.store.wait(["answer"], timedelta(seconds=GRACE + (number > 1) * _REPLY))
@@ -138,13 +138,13 @@ class Job:
 
     def _missing(self) -> str:
         numbers = range(1, self.store.add("reports", 0) + 1)
-        texts = self.store.multi_get([f"report {n}" for n in numbers])  # type: ignore[attr-defined]
-        reports = [json.loads(text) for text in texts]
+        reports = [json.loads(self.store.get(f"report {number}")) for number in numbers]
         if not any(report["timed_out"] for report in reports):
             return UNKNOWN
         waiting = {report["rank"] for report in reports}
-        missing = {rank for report in reports for rank in report["for"] or ()} - waiting
-        if not missing and any(report["for"] is None for report in reports):
+        groups = {report["for"] for report in reports}  # of thousands of ranks many are in the same
+        missing = {int(rank) for group in groups - {None} for rank in group.split()} - waiting
+        if not missing and None in groups:
             missing = set(range(self.size)) - waiting
         if not missing:
             return _NOBODY

@@ -10,7 +10,7 @@ import pytest
 from ascend_patch.absent import GRACE
 from tests.system_tests import absent
 from tests.system_tests.launcher import Run, train
-from tests.system_tests.mixtral import EP2, TP2_SP, tiny
+from tests.system_tests.mixtral import EP2, PP2, TP2_SP, tiny, title
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -57,7 +57,8 @@ def test_the_job_ends(device: str) -> None:
     assert "rank 0 lost another rank in all_to_all_single of group EXPERT_MODEL_PARALLEL_GROUP, ranks 0 1" in paragraph
 
 
+@pytest.mark.parametrize("layout", [TP2_SP | EP2, PP2 | EP2], ids=title)
 @device
-def test_ranks_that_wait_for_waiting_ranks(device: str) -> None:
-    """Ranks 0 1 and 2 3 share layers, 0 2 and 1 3 experts: some wait for ranks that wait for the one that is away."""
-    job(device, 1, 4, TP2_SP | EP2)
+def test_ranks_that_wait_for_waiting_ranks(device: str, layout: dict) -> None:
+    """Ranks 0 and 3 wait for rank 1, and rank 2 for one of these. What stages send each other is of no known group."""
+    job(device, 1, 4, layout)

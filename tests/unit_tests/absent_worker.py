@@ -8,10 +8,12 @@ import os
 import signal
 import sys
 import time
+from contextlib import suppress
 from datetime import timedelta
 from multiprocessing.connection import Connection
 from pathlib import Path
 
+import psutil
 import torch
 import torch.distributed as dist
 
@@ -22,7 +24,7 @@ LOST = 1
 """The rank that does not come."""
 TOGETHER = timedelta(seconds=120)
 """How long ranks may take to begin."""
-WAIT = timedelta(seconds=2)
+WAIT = timedelta(seconds=1)
 """The collectives' timeout."""
 LISTS = {"ROW": ([0, 1], [2, 3]), "COLUMN": ([0, 2], [1, 3])}
 
@@ -75,8 +77,13 @@ def run(case: str, rank: int, port: int, folder: Path) -> None:
                 dist.distributed_c10d._set_pg_timeout(WAIT, group)
                 groups[name] = group
     absent.leave_host()
-    agent.set(f"rank {rank} is ready", "")
-    agent.wait([f"rank {other} is ready" for other in range(RANKS)])
+    agent.set(f"process of rank {rank}", str(os.getpid()))
+    agent.wait([f"process of rank {other}" for other in range(RANKS)])
+    if lose in (killed, stopped) and rank != LOST:
+        with suppress(psutil.NoSuchProcess):
+            lost = psutil.Process(int(agent.get(f"process of rank {LOST}")))
+            while lost.status() not in (psutil.STATUS_ZOMBIE, psutil.STATUS_STOPPED):
+                time.sleep(0.01)
     began = time.monotonic()
     with open(folder / f"{case}{rank}.txt", "w") as sys.stderr:
         try:
