@@ -1,5 +1,9 @@
-"""Options of process groups: what ``--high-priority-stream-groups`` and NCCL's configuration file mean to HCCL."""
+"""Process groups: what ``--high-priority-stream-groups`` and NCCL's configuration file mean to HCCL; hosts of ranks."""
 
+from collections.abc import Callable
+from functools import wraps
+
+from ascend_patch import absent
 from ascend_patch.engine.patch import Patch
 from ascend_patch.features.conditions import on_npu
 
@@ -32,6 +36,18 @@ def get_nccl_options(pg_name, nccl_comm_cfgs):
     return options
 
 
+def initialize_distributed(original: Callable) -> Callable:
+    """``_initialize_distributed`` that also tells the job the host of this rank, for the error that one is missing."""
+
+    @wraps(original)
+    def initialize(*args, **kwargs):
+        result = original(*args, **kwargs)
+        absent.leave_host()
+        return result
+
+    return initialize
+
+
 PATCHES = (
     Patch(
         id="process_groups.hccl_options",
@@ -42,5 +58,14 @@ PATCHES = (
         reason="Upstream passes a keyword that HCCL's options do not take (TypeError), and settings of NCCL's kernels.",
         remove_when="torch_npu's options take NCCL's arguments.",
         when=on_npu,
+    ),
+    Patch(
+        id="process_groups.hosts",
+        target="megatron.training.initialize:_initialize_distributed",
+        impl="ascend_patch.features.process_groups:initialize_distributed",
+        mode="wrap",
+        upstream=">=0.17,<0.20",
+        reason="A rank that others wait for in vain cannot say on which host it is.",
+        remove_when="The errors of PyTorch's timeouts name the missing rank and its host.",
     ),
 )

@@ -84,6 +84,7 @@ ROWS = (
             "inputs.split",
             "inputs.tokenizer",
             "inputs.tracker",
+            "process_groups.hosts",
         ),
         why="these only refuse or explain: one run without all of them",
     ),

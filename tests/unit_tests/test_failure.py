@@ -60,6 +60,7 @@ def test_everything_else_keeps_its_traceback(
     [
         "[/pytorch/third_party/gloo/gloo/transport/tcp/unbound_buffer.cc:78] Timed out waiting 60000ms for recv",
         "[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]:46295",
+        "[Rank 1] Watchdog caught collective operation timeout: WorkNCCL(SeqNum=5) ran for 60000 milliseconds",
     ],
 )
 def test_a_lost_rank_is_explained(others: list[type], capsys: pytest.CaptureFixture, text: str) -> None:
@@ -68,6 +69,37 @@ def test_a_lost_rank_is_explained(others: list[type], capsys: pytest.CaptureFixt
     said = capsys.readouterr().err
     assert said.startswith(f"ascend_patch: rank 0 lost another rank: {text}. Either")
     assert said.count("\n") == 1
+
+
+def test_ascends_code_is_below_the_first_line(others: list[type], capsys: pytest.CaptureFixture) -> None:
+    text = "error code is 507048\n[Error]: The\nEI0002: [PID: 7] The wait execution of the Notify register times out."
+    sys.excepthook(RuntimeError, RuntimeError(text), None)
+    assert capsys.readouterr().err.startswith("ascend_patch: rank 0 lost another rank: error code is 507048. Either")
+
+
+@pytest.mark.parametrize(
+    ("text", "timed_out"),
+    [("Timed out waiting 1ms", True), ("Connection reset by peer", False), ("\nNotify register times out", True)],
+)
+def test_a_timeout_is_told_from_a_lost_connection(
+    others: list[type], monkeypatch: pytest.MonkeyPatch, text: str, timed_out: bool
+) -> None:
+    asked = []
+    monkeypatch.setattr(failure.absent, "explain", lambda waited, timed_out: asked.append(timed_out))
+    monkeypatch.setattr(failure, "is_of_communication", lambda error: True)
+    sys.excepthook(RuntimeError, RuntimeError(text), None)
+    assert asked == [timed_out]
+
+
+def test_an_own_error_is_left_for_the_job(
+    others: list[type], capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left = []
+    monkeypatch.setattr(failure.absent, "leave_end", left.append)
+    errors = [ValueError("theirs"), AscendPatchError("ours")]
+    for error in errors:
+        sys.excepthook(type(error), error, None)
+    assert left == errors
 
 
 def test_the_collective_is_named(

@@ -1,11 +1,12 @@
-"""Options of process groups on an NPU."""
+"""Options of process groups on an NPU, and what a rank says of its host."""
 
 import pytest
 import torch
 
+from ascend_patch import absent
 from ascend_patch.engine.errors import AscendPatchError
 from ascend_patch.engine.patch import Environment
-from ascend_patch.features.process_groups import PATCHES, get_nccl_options
+from ascend_patch.features.process_groups import PATCHES, get_nccl_options, initialize_distributed
 
 
 def test_what_hccl_has(monkeypatch):
@@ -26,9 +27,17 @@ def test_what_hccl_does_not_have():
 
 
 def test_only_for_npu():
-    (patch,) = PATCHES
+    (patch,) = (patch for patch in PATCHES if patch.id == "process_groups.hccl_options")
     assert patch.when(Environment("npu", "0.19.2")) is None
     assert patch.when(Environment("cpu", "0.19.2")) == "the device is cpu, not npu"
+
+
+def test_the_host_is_left_once_there_are_groups(monkeypatch):
+    done = []
+    monkeypatch.setattr(absent, "leave_host", lambda: done.append("host"))
+    initialize = initialize_distributed(lambda *args, **kwargs: done.append((args, kwargs)) or "result")
+    assert initialize(1, 2, store=None) == "result"
+    assert done == [((1, 2), {"store": None}), "host"]
 
 
 @pytest.mark.npu
