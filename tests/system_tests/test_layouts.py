@@ -238,7 +238,7 @@ def test_packed_samples_where_ranks_count_alike(packed_losses: Callable[..., tup
     """Upstream's choice without --calculate-per-token-loss: other gradients, the loss of the same tokens."""
     (alone, norm), (together, other) = packed_losses("one"), packed_losses("cp2_a2a", calculate_per_token_loss=False)
     assert together[1] == pytest.approx(alone[1], rel=FIRST)
-    assert abs(other[1] / norm[1] - 1) > 100 * FIRST
+    assert abs(other[1] / norm[1] - 1) > 10 * FIRST
 
 
 def test_another_initialisation_does_not_agree(losses: Callable[[str], Losses], server: Server, tmp_path: Path) -> None:
@@ -248,12 +248,21 @@ def test_another_initialisation_does_not_agree(losses: Callable[[str], Losses], 
     assert max(abs(found[i] / loss - 1) for i, loss in losses("one").items()) > ALL
 
 
-def test_what_cannot_be_split_is_refused(server: Server, weights: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"seq_length": 30}, "--seq-length 30 with --context-parallel-size 2"),
+        pytest.param({"sft": True}, "--cp-comm-type p2p takes no packed sequences", marks=pytest.mark.slow),
+    ],
+    ids=["odd", "packed"],
+)
+def test_what_cannot_be_split_is_refused(
+    server: Server, weights: Path, tmp_path: Path, changes: dict, words: str
+) -> None:
     """Every rank fails alike, before it builds the model; one says why."""
-    odd = CP2 | {"seq_length": 30}
-    ended = server.run(BUNDLED, flags(odd, tmp_path, weights), processes=2).failed()
+    ended = server.run(BUNDLED, flags(CP2 | changes, tmp_path, weights), processes=2).failed()
     (paragraph,) = ended.paragraphs
-    assert "--seq-length 30 with --context-parallel-size 2" in paragraph
+    assert words in paragraph
 
 
 @pytest.mark.parametrize(
