@@ -13,6 +13,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from megatron.core import parallel_state
 from megatron.core.datasets.blended_megatron_dataset_builder import BlendedMegatronDatasetBuilder
 from megatron.core.datasets.gpt_dataset import GPTDataset, GPTDatasetConfig, MockGPTDataset
 from megatron.core.tokenizers.utils.build_tokenizer import build_tokenizer
@@ -23,8 +24,10 @@ from megatron.training.utils import get_blend_and_blend_per_split
 from ascend_patch.compat.context_parallel import part_of_batch
 from ascend_patch.compat.packing import packed_seq_params
 from ascend_patch.compat.training import pretrain
+from ascend_patch.context_parallel.batch import part_of_packed_batch
 from ascend_patch.engine.errors import AscendPatchError
 from ascend_patch.model_provider import model_provider
+from ascend_patch.ops.derived import host_list
 
 
 def train_valid_test_datasets_provider(num_samples: list[int], vp_stage: int | None = None) -> tuple:
@@ -46,6 +49,7 @@ def train_valid_test_datasets_provider(num_samples: list[int], vp_stage: int | N
         create_attention_mask=args.create_attention_mask_in_dataloader,
         num_dataset_builder_threads=args.num_dataset_builder_threads,
         mid_level_dataset_surplus=args.mid_level_dataset_surplus,
+        context_parallel_size=args.context_parallel_size,
     )
     dataset = SFTDataset if args.sft else MockGPTDataset if args.mock_data else GPTDataset
     return BlendedMegatronDatasetBuilder(dataset, num_samples, lambda: True, config).build()
@@ -72,7 +76,11 @@ def forward_step(data_iterator: Iterator, model: torch.nn.Module, return_schedul
     """
     batch = {name: tensor.cuda(non_blocking=True) for name, tensor in next(data_iterator).items()}
     packing = packed_seq_params(batch)
-    batch = part_of_batch(batch)
+    if packing is None:
+        batch = part_of_batch(batch)
+    else:
+        group = parallel_state.get_context_parallel_group()
+        batch = part_of_packed_batch(batch, host_list(packing.cu_seqlens_q), group.size(), group.rank())
     compute: Any = model.build_schedule_plan if return_schedule_plan else model
     losses = compute(
         batch["tokens"],

@@ -77,6 +77,7 @@ def _run(options: argparse.Namespace) -> Summary:
         append_eod=options.append_eod,
         seq_length=options.seq_length,
         pack=options.pack,
+        pad_to_multiple_of=options.pad_to_multiple_of,
         prompt_template=options.prompt_template,
     )
     handler = create_handler(options.handler_name, tokenizer, handler_options)
@@ -155,6 +156,12 @@ def _parser() -> argparse.ArgumentParser:
     group = parser.add_argument_group("instructions")
     group.add_argument("--seq-length", type=positive, help="of the samples; longer conversations are cut")
     group.add_argument("--pack", action="store_true", help="several conversations a document, as --seq-length allows")
+    group.add_argument(
+        "--pad-to-multiple-of",
+        type=positive,
+        default=1,
+        help="room for training to pad each packed conversation: twice --context-parallel-size",
+    )
     group.add_argument(
         "--prompt-template",
         choices=tuple(TEMPLATES),

@@ -13,10 +13,7 @@ if "is_hybrid_cp" in inspect.signature(get_batch_on_this_cp_rank).parameters:  #
 
 
 def part_of_batch(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """``batch`` (``[b, s]``, masks ``[b, 1, s, s]``) with the positions of this rank, ``[b, s / ranks]``.
-
-    Of packed samples only a whole batch is given, to the only rank.
-    """
+    """``batch`` (``[b, s]``, masks ``[b, 1, s, s]``) with the positions of this rank, ``[b, s / ranks]``."""
     if parallel_state.get_context_parallel_world_size() == 1:
         return batch
     split = get_batch_on_this_cp_rank(

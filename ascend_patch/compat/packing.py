@@ -12,6 +12,7 @@ from megatron.core import mpu, tensor_parallel
 from megatron.core import utils as core_utils
 from megatron.core.package_info import __version__
 from megatron.core.packed_seq_params import PackedSeqParams
+from packaging.version import Version
 
 from ascend_patch.engine.errors import AscendPatchError
 
@@ -31,6 +32,16 @@ def check(micro_batch_size: int, pipeline_stages: int) -> None:
         raise AscendPatchError(
             f"--micro-batch-size {micro_batch_size} was given, but with --sft and pipeline stages Megatron-LM "
             f"{__version__} takes one packed sample at a time. Use --micro-batch-size 1 with a longer --seq-length."
+        )
+
+
+def check_context_parallel(ranks: int) -> None:
+    """Raise :class:`AscendPatchError` if this upstream cannot share packed samples between so many ranks."""
+    if ranks > 1 and Version(__version__) < Version("0.17"):
+        raise AscendPatchError(
+            f"--sft was given with --context-parallel-size {ranks}, but Megatron-LM {__version__} hands the boundaries "
+            "of packed samples (cu_seqlens) on with a dimension too many. Use Megatron-LM 0.17.1 or newer, or "
+            "--context-parallel-size 1."
         )
 
 

@@ -7,6 +7,7 @@ cut like that. What a rank hands in and gets back is in this order.
 | module | |
 | --- | --- |
 | ``layout`` | from the order of the ranks to that of the sequence, and back |
+| ``batch`` | a rank's part of a packed sample |
 | ``exchange`` | collectives with a gradient |
 | ``ring`` | ``p2p``: keys and values go round, the parts are merged by their statistics |
 | ``gathered`` | ``allgather``: every key and value for the own queries |

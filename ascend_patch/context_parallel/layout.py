@@ -1,6 +1,7 @@
 """The order in which the ranks hold a sequence, and that of the sequence itself."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -39,6 +40,22 @@ class Pieces(NamedTuple):
         """The inverse of :meth:`to_sequence`."""
         pieces = t.split([self.sizes[i] for i in self.order])
         return torch.cat([piece for _, piece in sorted(zip(self.order, pieces, strict=True), key=lambda pair: pair[0])])
+
+
+def positions_of_rank(cu_seqlens: Sequence[int], ranks: int, rank: int) -> Tensor:
+    """Which positions of packed sequences a rank holds: ``thd_get_partitioned_indices`` of TransformerEngine.
+
+    Args:
+        cu_seqlens: where the sequences begin and end, from 0 to the number of positions ``t``.
+
+    Returns:
+        ``[t / ranks]`` int64, ascending.
+
+    Raises:
+        ValueError: the length of a sequence is not a multiple of ``2 * ranks``.
+    """
+    pieces = Pieces.of([end - start for start, end in pairwise(cu_seqlens)], ranks)
+    return pieces.to_ranks(torch.arange(cu_seqlens[-1])).chunk(ranks)[rank]
 
 
 def piece_length(length: int, ranks: int) -> int:

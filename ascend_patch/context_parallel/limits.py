@@ -86,5 +86,6 @@ def check_packed(name: str) -> None:
     """Raise :class:`AscendPatchError` unless this type takes packed sequences."""
     if name not in WHOLE_SEQUENCE:
         raise AscendPatchError(
-            f"--cp-comm-type {name} takes no packed sequences. Use --cp-comm-type {' or '.join(WHOLE_SEQUENCE)}."
+            f"--cp-comm-type {name} takes no packed sequences, which --sft makes. Use --cp-comm-type "
+            f"{' or '.join(WHOLE_SEQUENCE)}."
         )

@@ -88,6 +88,7 @@ class HandlerOptions:
     append_eod: bool = False
     seq_length: int | None = None
     pack: bool = False
+    pad_to_multiple_of: int = 1
     prompt_template: str = "mistral"
 
 

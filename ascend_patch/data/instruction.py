@@ -16,7 +16,7 @@ from ascend_patch.data.conversations import Conversation, from_instruction, from
 from ascend_patch.data.errors import DataError
 from ascend_patch.data.handlers import Documents, Encoded, HandlerOptions
 from ascend_patch.data.packing import pack
-from ascend_patch.data.samples import positions
+from ascend_patch.data.samples import padded, positions
 from ascend_patch.data.templates import Example, create_template
 from ascend_patch.data.tokenize import Tokenizer
 
@@ -32,7 +32,8 @@ class InstructionHandler:
 
     Args:
         read: what makes a conversation of a record.
-        options: with ``seq_length``, longer conversations are cut; ``pack`` needs it.
+        options: with ``seq_length``, longer conversations are cut; ``pack`` needs it, and leaves room for the padding
+            of each conversation by ``pad_to_multiple_of``.
 
     Raises:
         DataError: the options contradict each other, or the tokenizer lacks what the template needs.
@@ -43,10 +44,16 @@ class InstructionHandler:
     ) -> None:
         if options.pack and options.seq_length is None:
             raise DataError("--pack needs --seq-length, the length of the samples to fill. Add it.")
-        self._read = read
-        self._template = create_template(options.prompt_template, tokenizer)
         self._longest = None if options.seq_length is None else options.seq_length + 1
         self._capacity = options.seq_length if options.pack else None
+        self._multiple = options.pad_to_multiple_of
+        if self._multiple > 1 and (self._capacity is None or self._capacity % self._multiple):
+            raise DataError(
+                f"--pad-to-multiple-of {self._multiple} leaves room for padding in packed samples: it goes with --pack "
+                "and a --seq-length that is a multiple of it. Add or change these, or leave it out."
+            )
+        self._read = read
+        self._template = create_template(options.prompt_template, tokenizer)
         self.columns = {IDS: tokenizer.dtype, LABELS: np.dtype(np.int32)}
 
     def prepare(self, record: Mapping[str, Any]) -> Conversation:
@@ -65,7 +72,8 @@ class InstructionHandler:
         notes[WITHOUT_ANSWER] = len(cut) - len(examples)
         documents = [[index] for index in range(len(examples))]
         if self._capacity is not None:
-            documents = pack([positions(len(example.ids)) for example in examples], self._capacity)
+            taken = [padded(positions(len(example.ids)), self._multiple) for example in examples]
+            documents = pack(taken, self._capacity)
         ordered = [examples[index] for document in documents for index in document]
         lengths = np.array([len(example.ids) for example in ordered], np.int32)
         sizes = np.array([len(document) for document in documents], np.int32)

@@ -49,7 +49,12 @@ def positions(length: int) -> int:
     return max(length - 1, 0)
 
 
-def make_sample(examples: Sequence[Example], length: int, filler: int) -> Sample:
+def padded[T: (int, np.ndarray)](length: T, multiple: int) -> T:
+    """The next multiple, which may be ``length`` itself; of each element, if it is an array."""
+    return -(length // -multiple) * multiple
+
+
+def make_sample(examples: Sequence[Example], length: int, filler: int, multiple: int = 1) -> Sample:
     """Put conversations one after the other, cut what does not fit and fill the rest.
 
     The label of a position is the next token of the same conversation, so that none is ever asked for the first
@@ -60,6 +65,7 @@ def make_sample(examples: Sequence[Example], length: int, filler: int) -> Sample
         length: positions of the sample.
         filler: id of the padding and of labels that are not learned. Its loss is masked and, attention being
             causal, no conversation sees it: any valid id does.
+        multiple: each conversation is padded to a multiple of so many positions, which ``length`` must be.
     """
     tokens, labels = np.full(length, filler, np.int64), np.full(length, filler, np.int64)
     mask = np.zeros(length, np.float32)
@@ -73,7 +79,7 @@ def make_sample(examples: Sequence[Example], length: int, filler: int) -> Sample
         labels[place] = np.where(learned, example.ids[1 : taken + 1], filler)
         mask[place] = learned
         starts.append(at)
-        at += taken
+        at += padded(taken, multiple)
     if at < length:
         starts.append(at)
     return Sample(tokens, labels, mask, np.array(starts, np.int32))

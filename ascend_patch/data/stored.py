@@ -6,6 +6,7 @@ import numpy as np
 
 from ascend_patch.data.errors import DataError
 from ascend_patch.data.instruction import IDS, LABELS
+from ascend_patch.data.samples import padded
 from ascend_patch.data.templates import IGNORED, Example
 
 _AGAIN = "Prepare the data again (tools/preprocess_data.py)."
@@ -26,6 +27,7 @@ class StoredConversations:
 
     Args:
         sequence_length: positions of the samples to be made. Documents whose answers all lie beyond are left out.
+        multiple: each conversation will be padded to a multiple of so many positions.
 
     Attributes:
         cut: documents that are longer than ``sequence_length``.
@@ -36,7 +38,7 @@ class StoredConversations:
             too long.
     """
 
-    def __init__(self, prefix: str, sequence_length: int | None = None, mmap: bool = True) -> None:
+    def __init__(self, prefix: str, sequence_length: int | None = None, mmap: bool = True, multiple: int = 1) -> None:
         from megatron.core.datasets.indexed_dataset import IndexedDataset
 
         if not is_stored(prefix):
@@ -56,7 +58,7 @@ class StoredConversations:
         self._documents = np.arange(len(self._ids.document_indices) - 1)
         self.cut = self.left_out = 0
         if sequence_length is not None:
-            self._fit(sequence_length)
+            self._fit(sequence_length, multiple)
 
     def __len__(self) -> int:
         return len(self._documents)
@@ -71,23 +73,26 @@ class StoredConversations:
             raise IndexError(f"{index} of {len(self)} documents")
         return self._read(int(self._documents[index]))
 
-    def _fit(self, sequence_length: int) -> None:
+    def _fit(self, sequence_length: int, multiple: int) -> None:
         """Only documents that are too long are read."""
-        positions_before = np.cumsum([0, *np.maximum(np.asarray(self._ids.sequence_lengths, np.int64) - 1, 0)])
-        ends = positions_before[np.asarray(self._ids.document_indices)]
-        too_long = np.flatnonzero(np.diff(ends) > sequence_length)
-        lost = []
-        for document in too_long.tolist():
-            examples = self._read(document)
-            if len(examples) > 1:
-                size = ends[document + 1] - ends[document]
-                raise DataError(
-                    f"Document {document} of {self._prefix} is {len(examples)} conversations packed into {size} "
-                    f"positions, more than --seq-length {sequence_length}. Train with --seq-length {size} or more, or "
-                    f"prepare the data again with --pack --seq-length {sequence_length}."
-                )
-            if not examples[0].learned[1 : sequence_length + 1].any():
-                lost.append(document)
+        taken = padded(np.maximum(np.asarray(self._ids.sequence_lengths, np.int64) - 1, 0), multiple)
+        boundaries = np.asarray(self._ids.document_indices)
+        sizes = np.diff(np.cumsum([0, *taken])[boundaries])
+        too_long = np.flatnonzero(sizes > sequence_length)
+        packed = too_long[np.diff(boundaries)[too_long] > 1]
+        if len(packed):
+            largest = int(packed[np.argmax(sizes[packed])])
+            padding, room = "", ""
+            if multiple > 1:
+                padding = f", each padded to a multiple of {multiple} for --context-parallel-size"
+                room = f" --pad-to-multiple-of {multiple}"
+            raise DataError(
+                f"Document {largest} of {self._prefix} is {len(self._read(largest))} conversations packed into "
+                f"{sizes[largest]} positions, more than --seq-length {sequence_length}{padding}. Train with "
+                f"--seq-length {sizes[largest]} or more, or prepare the data again with --pack --seq-length "
+                f"{sequence_length}{room}."
+            )
+        lost = [i for i in too_long.tolist() if not self._read(i)[0].learned[1 : sequence_length + 1].any()]
         self._documents = np.setdiff1d(self._documents, lost)
         self.cut, self.left_out = len(too_long), len(lost)
 

@@ -51,17 +51,7 @@ class InstructionDataset(MegatronDataset):
     @staticmethod
     def build_low_level_dataset(dataset_path: str, config: Any) -> StoredConversations | RawConversations:
         """What ``--data-path`` names: a file of records, or the prefix of prepared data."""
-        if Path(dataset_path).is_file():
-            return RawConversations(Path(dataset_path), config.tokenizer.path)
-        stored = StoredConversations(dataset_path, config.sequence_length, mmap=config.mmap_bin_files)
-        if stored.cut:
-            log_single_rank(
-                logger,
-                logging.WARNING,
-                f"{dataset_path}: {stored.cut} documents are longer than --seq-length {config.sequence_length}; "
-                f"{stored.left_out} of them are left out, as all of their answers lie beyond, the others are cut.",
-            )
-        return stored
+        return _conversations(dataset_path, config, multiple=1)
 
     @staticmethod
     def numel_low_level_dataset(low_level_dataset: StoredConversations | RawConversations) -> int:
@@ -76,7 +66,8 @@ class InstructionDataset(MegatronDataset):
         s]`` bool, True where attention is not allowed, if the configuration asks for one."""
         config = self.config
         examples = self.dataset[self._document(int(index))]
-        sample = make_sample(examples, config.sequence_length, filler=config.tokenizer.eod)
+        multiple = _multiple(config) if self.is_packed else 1
+        sample = make_sample(examples, config.sequence_length, filler=config.tokenizer.eod, multiple=multiple)
         restart = config.reset_position_ids or self.is_packed
         item = {
             "tokens": torch.from_numpy(sample.tokens),
@@ -103,7 +94,9 @@ class InstructionDataset(MegatronDataset):
 class PackedInstructionDataset(InstructionDataset):
     """The same with ``cu_seqlens [k + 1]`` and ``max_seqlen []`` int32: a conversation sees itself alone.
 
-    Positions are counted anew in each, and the padding is a sequence of its own.
+    Positions are counted anew in each, and the padding is a sequence of its own. Context parallelism cuts every
+    conversation into twice as many pieces as ranks: to a multiple of that each is padded by itself, and its padding
+    belongs to it.
     """
 
     is_packed = True
@@ -115,3 +108,28 @@ class PackedInstructionDataset(InstructionDataset):
                 "--no-create-attention-mask-in-dataloader and leave --reset-attention-mask out."
             )
         super().__init__(dataset, dataset_path, indices, num_samples, index_split, config)
+
+    @staticmethod
+    def build_low_level_dataset(dataset_path: str, config: Any) -> StoredConversations | RawConversations:
+        """As that of :class:`InstructionDataset`, for conversations that are padded one by one."""
+        return _conversations(dataset_path, config, _multiple(config))
+
+
+def _multiple(config: Any) -> int:
+    """Of how many positions each packed conversation is to be a multiple."""
+    ranks = config.context_parallel_size or 1
+    return 2 * ranks if ranks > 1 else 1
+
+
+def _conversations(dataset_path: str, config: Any, multiple: int) -> StoredConversations | RawConversations:
+    if Path(dataset_path).is_file():
+        return RawConversations(Path(dataset_path), config.tokenizer.path)
+    stored = StoredConversations(dataset_path, config.sequence_length, mmap=config.mmap_bin_files, multiple=multiple)
+    if stored.cut:
+        log_single_rank(
+            logger,
+            logging.WARNING,
+            f"{dataset_path}: {stored.cut} documents are longer than --seq-length {config.sequence_length}; "
+            f"{stored.left_out} of them are left out, as all of their answers lie beyond, the others are cut.",
+        )
+    return stored

@@ -158,10 +158,17 @@ if [[ -n $CKPT_LOAD_DIR ]]; then OUTPUT_ARGS+=(--pretrained-checkpoint "$CKPT_LO
 
 # set_instruction_args: the data is instructions, of which the answers are learned. CONVERSATIONS=apart keeps those in a
 # packed sample from seeing one another; together needs no packed samples, and so allows a MICRO_BATCH of more than 1
-# with pipeline stages, and before 0.19.
+# with pipeline stages, and before 0.19. Needs CONTEXT_ARGS of set_model.
 set_instruction_args() {
     case ${CONVERSATIONS:-apart} in
-        apart) INSTRUCTION_ARGS=(--sft) ;;
+        apart)
+            INSTRUCTION_ARGS=(--sft)
+            # The default goes round with pieces of a sequence, and takes no packed ones.
+            if [[ $CP != 1 && -z ${CONTEXT_ARGS[*]} ]]; then
+                CONTEXT_ARGS=(--cp-comm-type "${CP_COMM_TYPE:-a2a}")
+                PARALLEL_ARGS+=("${CONTEXT_ARGS[@]}")
+            fi
+            ;;
         together) INSTRUCTION_ARGS=(--is-instruction-dataset) ;;
         *) fail "CONVERSATIONS=$CONVERSATIONS is neither apart nor together." ;;
     esac

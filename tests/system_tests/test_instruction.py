@@ -11,7 +11,7 @@ import pytest
 
 from tests.system_tests import parity, releases
 from tests.system_tests.launcher import Run, train
-from tests.system_tests.mixtral import ONE, PP2, TP2_PP2_EP2, TP2_SP, tiny
+from tests.system_tests.mixtral import CP2, ONE, PP2, TP2_PP2_EP2, TP2_SP, tiny
 from tests.unit_tests.tools.conftest import SENTENCES, sentencepiece_model, tokenizer_folder
 from tools.preprocess_data import main as preprocess
 
@@ -29,6 +29,9 @@ LAYOUTS = {
     "pp2": (2, PP2),
     "tp2_pp2": (4, TP2_SP | PP2),
     "tp2_pp2_ep2": (8, TP2_PP2_EP2),
+    "cp2": (2, CP2 | {"cp_comm_type": "a2a"}),
+    "cp2_tp2": (4, CP2 | TP2_SP | {"cp_comm_type": "a2a"}),
+    "cp2_pp2": (4, CP2 | PP2 | {"cp_comm_type": "allgather"}),
 }
 # The router's loss counts padding too, of which the forms of the data have more and less.
 ALL_TOKENS_EQUAL = {
@@ -63,7 +66,8 @@ class Data:
         common = ["--input", str(self.records), "--tokenizer-name-or-path", str(tokenizer), "--workers", "1"]
         common += ["--handler-name", "GeneralInstructionHandler", "--seq-length", str(LENGTH)]
         assert preprocess([*common, "--output-prefix", str(self.padded)]) == 0
-        assert preprocess([*common, "--output-prefix", str(self.packed), "--pack"]) == 0
+        room = ["--pad-to-multiple-of", "4"]  # for context parallelism
+        assert preprocess([*common, "--output-prefix", str(self.packed), "--pack", *room]) == 0
         from ascend_patch.data.stored import StoredConversations
 
         self.samples = len(StoredConversations(str(self.packed)))
@@ -154,7 +158,7 @@ def weights(request: pytest.FixtureRequest, data: Data, tmp_path_factory: pytest
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("layout", ["pp2", "tp2_sp", "tp2_pp2", "tp2_pp2_ep2"])
+@pytest.mark.parametrize("layout", ["pp2", "tp2_sp", "tp2_pp2", "tp2_pp2_ep2", "cp2", "cp2_tp2", "cp2_pp2"])
 def test_packed_samples_in_layouts(weights: Weights, layout: str) -> None:
     check_parity(weights.train(layout), weights.reference())
 
@@ -166,7 +170,7 @@ def test_micro_batches_of_several_packed_samples(weights: Weights) -> None:
 
 
 @pytest.mark.checkouts
-@pytest.mark.parametrize("layout", ["pp2", "tp2_sp", "tp2_pp2_ep2"])
+@pytest.mark.parametrize("layout", ["pp2", "tp2_sp", "tp2_pp2_ep2", "cp2", "cp2_tp2", "cp2_pp2"])
 def test_checkout(checkout: Path, layout: str, data: Data, tmp_path: Path) -> None:
     """The stock script: every tensor parallel rank of every stage learns of the boundaries."""
     weights = Weights(data, tmp_path, megatron=checkout, script=checkout / "pretrain_gpt.py")
@@ -176,9 +180,12 @@ def test_checkout(checkout: Path, layout: str, data: Data, tmp_path: Path) -> No
 @pytest.mark.npu
 @pytest.mark.usefixtures("npu_device")
 @pytest.mark.timeout(1200)
-def test_parity_on_the_npu(data: Data, tmp_path: Path, record_property: Callable[[str, object], None]) -> None:
+@pytest.mark.parametrize("layout", ["one", pytest.param("cp2", marks=pytest.mark.slow)])
+def test_parity_on_the_npu(
+    data: Data, tmp_path: Path, record_property: Callable[[str, object], None], layout: str
+) -> None:
     weights, report = Weights(data, tmp_path), tmp_path / "npu.json"
-    reference, run = weights.reference(), weights.train("one", "npu", report)
+    reference, run = weights.reference(), weights.train(layout, "npu", report)
     for device, trained in (("cpu", reference), ("npu", run)):
         record_property(f"losses on {device}", " ".join(str(i.loss) for i in trained.iterations.values()))
     check_parity(run, reference)

@@ -12,10 +12,11 @@ import pytest
 
 from ascend_patch.checkpoint.convert import Options, convert
 from ascend_patch.run import BUNDLED
-from tests.system_tests import bits, hugging_face, parity, real_text
+from tests.system_tests import bits, hugging_face, parity, real_instructions, real_text
 from tests.system_tests.megatron_server import Server
 from tests.system_tests.mixtral import CAPACITY, CP2, EP2, ONE, PP2, TP2_SP, tiny, title
 from tests.system_tests.report import Compared
+from tools.preprocess_data import main as preprocess
 
 pytestmark = [pytest.mark.system, pytest.mark.xdist_group("logits")]  # that of the server
 
@@ -74,6 +75,19 @@ LAYOUTS |= {
         PP2 | BF16 | {"num_layers_per_virtual_pipeline_stage": 1, "overlap_moe_expert_parallel_comm": True},
     ),
 }
+LAYOUTS |= {
+    "cp2_tp2": (4, CP2 | TP2_SP | {"cp_comm_type": "a2a"}),
+    "cp4_packed": (
+        4,
+        {
+            "context_parallel_size": 4,
+            "cp_comm_type": ("a2a", "allgather", "allgather", "a2a"),
+            # Norms of whole gradients, as one process has them: torch's norm on the host loses digits with length.
+            "use_distributed_optimizer": False,
+            "overlap_param_gather": False,
+        },
+    ),
+}
 CONTEXT = ("cp2", "cp2_a2a", "cp2_allgather", "cp4_each_layer", "cp2_tp2_ep2")
 COMPARED = ("tp2_sp", "ep2", "pp2", "tp2_pp2_ep2", *CONTEXT, "etp2", *DISPATCHED, "tp2_ep4", "tp2_ep4_etp1_allgather")
 FAST = ("ep2", "cp2", "ep2_allgather", "etp2")
@@ -85,7 +99,7 @@ def flags(layout: dict, folder: Path, weights: Path) -> list[str]:
     """The arguments of a training from ``weights`` that leaves its events in ``folder``."""
     start = {"load": weights, "finetune": True, "ckpt_format": "torch_dist", "train_iters": ITERATIONS}
     events = {"tensorboard_dir": folder / "events", "tensorboard_log_interval": 1, "data_cache_path": folder / "cache"}
-    return tiny(**hugging_face.megatron_arguments(SHAPE) | real_text.flags() | layout | start | events)
+    return tiny(**hugging_face.megatron_arguments(SHAPE) | real_text.flags() | start | events | layout)
 
 
 @pytest.fixture(scope="module")
@@ -151,6 +165,82 @@ def test_overlap_changes_no_bit(losses: Callable[[str], Losses], overlapped: str
     assert losses(overlapped) == losses(plain)
 
 
+PACKED = {
+    "sft": True,
+    "seq_length": 256,
+    "max_position_embeddings": 256,
+    "split": "1,0,0",
+    "calculate_per_token_loss": True,
+    # It counts padding too, of which context parallelism has some more.
+    "moe_router_load_balancing_type": "none",
+    "moe_aux_loss_coeff": 0,
+}
+PADDED_TO = 8
+"""Twice the most context parallel ranks of the comparisons."""
+
+
+@pytest.fixture(scope="module")
+def packed_losses(
+    server: Server, weights: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[..., tuple[Losses, Losses]]:
+    """packed_losses(layout, **changes): losses and norms of gradients, tuned on real instructions, several a sample.
+
+    One process does not pad its conversations. They are in the same samples as those of the others, which leave room
+    for that, and each learned token of an iteration counts alike: padding alone is between the layouts.
+    """
+    folder = tmp_path_factory.mktemp("instructions")
+    records = real_instructions.write(folder / "alpaca.json", real_instructions.short(200))
+    command = ["--input", str(records), "--tokenizer-name-or-path", str(real_instructions.tokenizer())]
+    command += ["--handler-name", "GeneralInstructionHandler", "--output-prefix", str(folder / "packed")]
+    command += ["--pack", "--seq-length", str(PACKED["seq_length"]), "--pad-to-multiple-of", str(PADDED_TO)]
+    assert preprocess(command) == 0
+
+    @cache
+    def packed_losses(name: str, **changes: object) -> tuple[Losses, Losses]:
+        events = tmp_path_factory.mktemp(name)
+        processes, layout = LAYOUTS[name]
+        options = layout | PACKED | {"data_path": folder / "packed", "train_iters": 3, **changes}
+        line = flags(options, events, weights)
+        server.run(BUNDLED, line, processes).succeeded()
+        return bits.numbers(events / "events", "lm loss"), bits.numbers(events / "events", "grad-norm")
+
+    return packed_losses
+
+
+@pytest.mark.parametrize(
+    ("layout", "reference"),
+    [
+        ("cp2_a2a", "one"),
+        pytest.param("cp2_allgather", "one", marks=pytest.mark.slow),
+        pytest.param("cp2_tp2", "tp2_sp", marks=pytest.mark.slow),
+        pytest.param("cp4_packed", "one", marks=pytest.mark.slow),
+    ],
+)
+def test_packed_samples_are_shared(
+    packed_losses: Callable[..., tuple[Losses, Losses]], compared: Compared, layout: str, reference: str
+) -> None:
+    (alone, norm), (together, norm_together) = packed_losses(reference), packed_losses(layout)
+    print(f"norms {norm_together} and {norm}")
+    assert sorted(alone) == sorted(together) == [1, 2, 3]
+    name, other = (title(LAYOUTS[one][1]) for one in (layout, reference))
+    compared.losses(
+        f"{name} and {other}, packed instructions, fp32",
+        (name, list(together.values())),
+        (other, list(alone.values())),
+        FIRST,
+        ALL,
+    )
+    assert norm_together[1] == pytest.approx(norm[1], rel=FIRST)
+
+
+@pytest.mark.slow
+def test_packed_samples_where_ranks_count_alike(packed_losses: Callable[..., tuple[Losses, Losses]]) -> None:
+    """Upstream's choice without --calculate-per-token-loss: other gradients, the loss of the same tokens."""
+    (alone, norm), (together, other) = packed_losses("one"), packed_losses("cp2_a2a", calculate_per_token_loss=False)
+    assert together[1] == pytest.approx(alone[1], rel=FIRST)
+    assert abs(other[1] / norm[1] - 1) > 10 * FIRST
+
+
 def test_another_initialisation_does_not_agree(losses: Callable[[str], Losses], server: Server, tmp_path: Path) -> None:
     """The comparison can fail: without the checkpoint the weights are others."""
     server.run(BUNDLED, flags(ONE, tmp_path, tmp_path / "none")).succeeded()
@@ -158,12 +248,21 @@ def test_another_initialisation_does_not_agree(losses: Callable[[str], Losses], 
     assert max(abs(found[i] / loss - 1) for i, loss in losses("one").items()) > ALL
 
 
-def test_what_cannot_be_split_is_refused(server: Server, weights: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"seq_length": 30}, "--seq-length 30 with --context-parallel-size 2"),
+        pytest.param({"sft": True}, "--cp-comm-type p2p takes no packed sequences", marks=pytest.mark.slow),
+    ],
+    ids=["odd", "packed"],
+)
+def test_what_cannot_be_split_is_refused(
+    server: Server, weights: Path, tmp_path: Path, changes: dict, words: str
+) -> None:
     """Every rank fails alike, before it builds the model; one says why."""
-    odd = CP2 | {"seq_length": 30}
-    ended = server.run(BUNDLED, flags(odd, tmp_path, weights), processes=2).failed()
+    ended = server.run(BUNDLED, flags(CP2 | changes, tmp_path, weights), processes=2).failed()
     (paragraph,) = ended.paragraphs
-    assert "--seq-length 30 with --context-parallel-size 2" in paragraph
+    assert words in paragraph
 
 
 @pytest.mark.parametrize(

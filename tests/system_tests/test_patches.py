@@ -117,6 +117,7 @@ ELSEWHERE = {
     "data.compile_helpers": "tests/unit_tests/features/test_platform.py: the wheel has no Makefile to run instead",
     "inference.attention": "tests/system_tests/test_generation.py: the engine needs FlashAttention without it",
     "inference.cache": "tests/system_tests/test_generation.py: upstream's kernel refuses tensors outside of cuda",
+    "context_parallel.packed_batches": "for upstream's script alone, which the wheel lacks: `make test-checkouts`",
     "instruction.packed_batches": "for the script of 0.17 alone: `make test-checkouts` with such a checkout",
     "moe.router_gemm": "for 0.16 alone, whose wheel has no training loop: `make test-checkouts` with such a checkout",
     "trace.train_step": "tests/system_tests/test_trace.py: for traced runs alone",

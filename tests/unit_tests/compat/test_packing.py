@@ -75,6 +75,14 @@ def test_batches_before_0_19(before_0_19: None) -> None:
         packing.check(micro_batch_size=2, pipeline_stages=1)
 
 
+def test_context_parallelism_before_0_17(monkeypatch: pytest.MonkeyPatch) -> None:
+    packing.check_context_parallel(4)
+    monkeypatch.setattr(packing, "__version__", "0.16.1")
+    packing.check_context_parallel(1)
+    with pytest.raises(AscendPatchError, match=r"--context-parallel-size 4, but Megatron-LM 0\.16\.1 .* 0\.17\.1 or"):
+        packing.check_context_parallel(4)
+
+
 @pytest.mark.parametrize(
     ("sft", "first_stage", "mtp", "asked"),
     [(True, False, False, True), (True, True, False, False), (False, False, False, False), (True, False, True, False)],

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ascend_patch.context_parallel.gathered import gathered_attention
 from ascend_patch.context_parallel.heads import heads_attention
-from ascend_patch.context_parallel.layout import Pieces
+from ascend_patch.context_parallel.layout import positions_of_rank
 from ascend_patch.context_parallel.ring import ring_attention
 from ascend_patch.ops.attention import reference
 from tests.unit_tests.ops.checks import LargestTensor, results_and_gradients
@@ -60,6 +60,7 @@ def _cases() -> list[Case]:
             found += [Case(kind, ranks, heads, 2, window=window) for window in ((4, 0), (100, 0), (1, 0))]
             found += [Case(kind, ranks, heads, 2, batch=0, packed=(1, 3, 2), window=w) for w in (None, (5, 0))]
             found += [Case(kind, ranks, heads, 2, batch=0, packed=(2, 1), causal=False)]
+            found += [Case(kind, ranks, heads, 2, batch=0, length=1, packed=(1, 0, 5, 1, 1, 0, 2))]
         found += [Case(kind, ranks, 2 * ranks, 2, dtype=torch.bfloat16) for kind in ("p2p", "allgather", "a2a")]
     for kind in ("p2p", "a2a", "allgather"):
         found += [Case(kind, 2, 2, 2, batch=1, length=LONG), Case(kind, 2, 2, 1, batch=1, length=LONG, causal=False)]
@@ -109,15 +110,15 @@ def check(case: Case, groups: Groups, generator: torch.Generator, device: torch.
         whole = partial(reference.attention_thd, cu_seqlens_q=ends, cu_seqlens_kv=ends, window=case.window, **options)
     expected, expected_gradients = results_and_gradients(whole, [t.double() for t in tensors], grad)
 
-    pieces = Pieces.of(lengths, case.ranks)
+    own_positions = positions_of_rank([0, *accumulate(lengths)], case.ranks, rank)
 
     def mine(t: Tensor) -> Tensor:
-        return pieces.to_ranks(t).chunk(case.ranks)[rank]
+        return t[own_positions]
 
     split = partial(_function(case, groups, lengths), **options)
-    own = [mine(t).to(device) for t in tensors]
+    parts = [mine(t).to(device) for t in tensors]
     with LargestTensor() as largest:
-        output, gradients = results_and_gradients(split, own, mine(grad).to(device))
+        output, gradients = results_and_gradients(split, parts, mine(grad).to(device))
     if case.length >= LONG:
         assert largest.numel < (2 * case.length) ** 2, largest.numel
     for found, wanted in zip([output, *gradients], [expected, *expected_gradients], strict=True):

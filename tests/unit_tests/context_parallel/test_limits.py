@@ -41,6 +41,8 @@ def arguments(**changes):
         HIERARCHY | {"hierarchical_context_parallel_sizes": [2, 2]},
         {"transformer_impl": "local", "create_attention_mask_in_dataloader": False},
         {"num_attention_heads": 5, "context_parallel_size": 4},
+        {"sft": True, "cp_comm_type": ["a2a", "all_gather"]},
+        {"sft": True, "cp_comm_type": ["allgather"], "dataloader_inter_document_masking": True},
         {"seq_length": None},
         {"num_layers": None},
         {"num_attention_heads": None},
@@ -57,7 +59,13 @@ def test_taken(changes):
         ({"cp_comm_type": ["ring"]}, r"--cp-comm-type ring was given; it takes p2p, a2a, allgather, a2a\+p2p"),
         ({"cp_comm_type": ["p2p"] * 3}, "--cp-comm-type names 3 types for --num-layers 2"),
         ({"attention_dropout": 0.1}, "--attention-dropout 0.1 .* Use --attention-dropout 0"),
-        ({"sft": True}, "--sft was given with --context-parallel-size 2"),
+        ({"sft": True}, "--cp-comm-type p2p takes no packed sequences, which --sft makes. Use .* a2a or allgather"),
+        ({"sft": True, "cp_comm_type": ["a2a", "p2p"]}, "--cp-comm-type p2p takes no packed sequences"),
+        (
+            HIERARCHY | {"hierarchical_context_parallel_sizes": [2, 2], "sft": True},
+            r"--cp-comm-type a2a\+p2p takes no packed sequences",
+        ),
+        ({"dataloader_inter_document_masking": True}, "--dataloader-inter-document-masking was given .* use --sft"),
         ({"transformer_impl": "local"}, "Add --no-create-attention-mask-in-dataloader"),
         ({"window_size": (7, 0)}, "--cp-comm-type p2p cannot slide a window .* a2a or allgather"),
         (
@@ -95,5 +103,5 @@ def test_no_mask_of_a_split_sequence(ranks):
 
 def test_packed_sequences():
     limits.check_packed("a2a")
-    with pytest.raises(AscendPatchError, match="--cp-comm-type p2p takes no packed sequences. Use .* a2a or allgather"):
+    with pytest.raises(AscendPatchError, match="--cp-comm-type p2p takes no packed sequences, .* a2a or allgather"):
         limits.check_packed("p2p")

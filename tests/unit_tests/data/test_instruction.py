@@ -1,5 +1,6 @@
 """Handlers of instructions: columns, cutting and packing."""
 
+from math import ceil
 from pathlib import Path
 
 import numpy as np
@@ -87,6 +88,22 @@ def test_packed_has_the_same_conversations(tokenizer: Tokenizer) -> None:
     assert sorted(sequence for document in packed for sequence in document) == sorted(padded)
     assert len(packed) < len(padded)
     assert all(sum(len(ids) - 1 for ids, _ in document) <= length for document in packed)
+
+
+@pytest.mark.parametrize("multiple", [8, 64])
+def test_packed_with_room_for_padding(tokenizer: Tokenizer, multiple: int) -> None:
+    padded = [document[0] for document in pairs(encode(tokenizer, RECORDS))]
+    length = 2 * multiple * ceil(max(len(ids) for ids, _ in padded) / multiple)
+    packed = pairs(encode(tokenizer, RECORDS, pack=True, seq_length=length, pad_to_multiple_of=multiple))
+    assert sorted(sequence for document in packed for sequence in document) == sorted(padded)
+    assert len(packed) < len(padded)
+    assert all(sum(multiple * ceil((len(ids) - 1) / multiple) for ids, _ in document) <= length for document in packed)
+
+
+def test_padding_goes_with_packing(tokenizer: Tokenizer) -> None:
+    for options in ({"seq_length": 16}, {"seq_length": 18, "pack": True}):
+        with pytest.raises(DataError, match="--pad-to-multiple-of 4 .* goes with --pack and a --seq-length that"):
+            encode(tokenizer, RECORDS, pad_to_multiple_of=4, **options)
 
 
 def test_cut_at_the_last_label_of_a_sample(tokenizer: Tokenizer) -> None:

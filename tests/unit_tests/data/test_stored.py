@@ -60,6 +60,20 @@ def test_packed_for_longer_samples(prefix: str) -> None:
         StoredConversations(prefix, 7)
 
 
+def test_packed_without_room_for_padding(tmp_path: Path) -> None:
+    """Positions of the documents, with each conversation padded to a multiple of 4: 12, 4 + 8, 4 + 8 + 4."""
+    prefix = write(tmp_path / "alpaca", [[LONG], [SHORT, LONG], [SHORT, LONG, SHORT]])
+    assert len(StoredConversations(prefix, 12)) == 3
+    assert len(StoredConversations(prefix, 16, multiple=4)) == 3
+    with pytest.raises(
+        DataError,
+        match=r"Document 2 of .* is 3 conversations packed into 16 positions, more than --seq-length 8, each "
+        r"padded to a multiple of 4 for --context-parallel-size\. Train with --seq-length 16 or more, or .* with "
+        r"--pack --seq-length 8 --pad-to-multiple-of 4\.",
+    ):
+        StoredConversations(prefix, 8, multiple=4)
+
+
 def test_missing(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"nowhere_packed_input_ids_document\.idx is missing.*--handler-name"):
         StoredConversations(str(tmp_path / "nowhere"))

@@ -267,6 +267,20 @@ def test_tuning_takes_instructions(variables, flag):
     assert "--no-create-attention-mask-in-dataloader" in words
 
 
+@pytest.mark.parametrize(
+    ("variables", "types"),
+    [
+        ({}, []),
+        ({"CP": "2"}, ["a2a"]),
+        ({"CP": "2", "CP_COMM_TYPE": "allgather"}, ["allgather"]),
+        ({"CP": "2", "CONVERSATIONS": "together"}, []),
+    ],
+)
+def test_tuning_shares_packed_samples_in_a_way_that_can(variables, types):
+    words = dry_run(TUNE, **variables)
+    assert [words[i + 1] for i, word in enumerate(words) if word == "--cp-comm-type"] == types
+
+
 @pytest.mark.parametrize("variables", [{}, {"MP_DATASET_TYPE": "raw"}])
 def test_tuning_finds_its_data(paths, tmp_path, variables):
     """Prepared instructions, or a file of records; then the weights are looked for."""

@@ -10,6 +10,7 @@ import pytest
 import torch
 from megatron.core.datasets.blended_megatron_dataset_builder import BlendedMegatronDatasetBuilder
 from megatron.core.datasets.gpt_dataset import GPTDatasetConfig
+from megatron.training.datasets.sft_dataset import SFTDataset
 
 from ascend_patch.data.errors import DataError
 from ascend_patch.data.samples import make_sample
@@ -117,6 +118,60 @@ def test_packed(build: Callable, prefix: str) -> None:
         assert np.array_equal(item["position_ids"].numpy(), expected.position_ids)
     batch = torch.utils.data.default_collate([dataset[index] for index in range(6)])
     assert batch["cu_seqlens"].shape[0] == batch["max_seqlen"].shape[0] == 6
+
+
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_packed_for_context_parallelism(build: Callable, prefix: str, ranks: int) -> None:
+    length = 8 * ranks
+    dataset = build(PackedInstructionDataset, prefix, context_parallel_size=ranks, sequence_length=length)
+    samples = [make_sample(document, length, EOD, multiple=2 * ranks) for document in DOCUMENTS]
+    by_tokens = {key(sample.tokens): sample for sample in samples}
+    for index in range(6):
+        item = dataset[index]
+        expected = by_tokens[key(item["tokens"])]
+        assert item["cu_seqlens"].unique_consecutive().tolist() == expected.boundaries.tolist()
+        assert not torch.any(item["cu_seqlens"] % (2 * ranks))
+        assert torch.equal(item["loss_mask"], torch.from_numpy(expected.loss_mask))
+    # Conversations that see one another are not cut one by one, and keep their places.
+    plain = build(InstructionDataset, prefix, context_parallel_size=ranks, sequence_length=length)
+    whole = {key(make_sample(document, length, EOD).tokens) for document in DOCUMENTS}
+    assert {key(plain[index]["tokens"]) for index in range(6)} == whole
+
+
+def test_packed_without_room_for_context_parallelism(build: Callable, prefix: str) -> None:
+    with pytest.raises(DataError, match=r"into 24 positions, .* --seq-length 16 --pad-to-multiple-of 8"):
+        build(PackedInstructionDataset, prefix, context_parallel_size=4)
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 4])
+def test_upstreams_own_pads_alike(ranks: int) -> None:
+    """Its samples can be cut as well; and it learns from no padding."""
+    turns = [[{"role": "system", "content": n}, {"role": "assistant", "content": n}] for n in (5, 8, 14, 11)]
+    pad = 1
+
+    def tokenize(conversation: list[dict], **_: object) -> tuple[np.ndarray, np.ndarray]:
+        tokens = np.arange(100, 100 + conversation[0]["content"])
+        return tokens, np.where(tokens > 102, tokens, -100)
+
+    tokenizer = SimpleNamespace(eod=EOD, pad=pad, tokenize_conversation=tokenize)
+    config = SimpleNamespace(
+        tokenizer=tokenizer,
+        sequence_length=48,
+        context_parallel_size=ranks,
+        reset_position_ids=False,
+        create_attention_mask=False,
+        reset_attention_mask=False,
+    )
+    dataset = object.__new__(SFTDataset)
+    dataset.config, dataset.dataset, dataset.indices = config, [sum(turns, [])], np.array([0])
+    item = dataset[0]
+    ends = item["cu_seqlens"].unique_consecutive()
+    assert ends[0] == 0 and ends[-1] == 48
+    if ranks > 1:
+        assert not torch.any(ends % (2 * ranks))
+    learned = item["loss_mask"] > 0
+    assert torch.equal(item["labels"][learned], item["tokens"][learned] + 1)
+    assert learned.sum() == sum(n - 3 for n in (5, 8, 14, 11))
 
 
 def test_a_shorter_run(build: Callable, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
