@@ -80,8 +80,11 @@ def linear(x: Tensor, weight: Tensor, packed: Packed | None) -> Tensor:
 
 def grouped_linear(x: Tensor, weight: Tensor, packed: Sequence[Packed] | None, counts: Sequence[int]) -> Tensor:
     """:func:`ascend_patch.ops.grouped_gemm.grouped_gemm`; ``packed`` are those of the experts, or None."""
-    if packed is None or not 0 < max(counts) <= ROWS:
+    if packed is None or not 0 < x.shape[0] <= ROWS * len(counts):
         return grouped_gemm(x, weight, counts)
-    starts = accumulate(counts, initial=0)
-    parts = zip(packed, starts, counts, strict=False)
-    return torch.cat([product(filled(x, start, count))[:count] for product, start, count in parts if count])
+    parts = []
+    for expert, (start, count) in enumerate(zip(accumulate(counts, initial=0), counts, strict=False)):
+        if count:
+            rows = filled(x, start, count)
+            parts.append(linear(rows, weight[expert], packed[expert])[:count])
+    return torch.cat(parts)

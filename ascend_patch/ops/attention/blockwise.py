@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ascend_patch.ops.attention.masks import visible_range
+from ascend_patch.ops.function import apply
 from ascend_patch.ops.numerics import accumulation_dtype
 
 _BLOCK_SCORES = 2**20
@@ -37,7 +38,7 @@ def blockwise_attention(
     dropout_p: float,
 ) -> Tensor:
     """See :func:`ascend_patch.ops.attention.attention`."""
-    return _BlockwiseAttention.apply(query, key, value, scale, causal, window, mask, dropout_p)
+    return apply(_BlockwiseAttention, query, key, value, scale, causal, window, mask, dropout_p)
 
 
 class Block(NamedTuple):

@@ -32,8 +32,8 @@ def multiply(x: Tensor, matrices: Tensor, counts: Sequence[int], out: Tensor) ->
         if not count:  # in a step of generation most have none
             continue
         rows = filled(x, start, count)
-        end, stop = start + count, start + len(rows)
-        if stop <= len(x):
+        end, stop = start + count, start + rows.shape[0]
+        if stop <= x.shape[0]:
             torch.mm(rows, matrices[expert], out=out[start:stop])
         else:
             out[start:end] = rows.mm(matrices[expert])[:count]
@@ -44,7 +44,8 @@ def filled(x: Tensor, start: int, count: int) -> Tensor:
     """An expert's ``count`` rows of ``x [T, K]``, and others or zeros behind them up to one of the heights."""
     stop = start + _height(count, x)
     rows = x[start:stop]
-    return rows if stop <= len(x) else pad(rows, (0, 0, 0, stop - len(x)))
+    missing = stop - x.shape[0]
+    return rows if missing <= 0 else pad(rows, (0, 0, 0, missing))
 
 
 def weight_gradient(grad_y: Tensor, x: Tensor, counts: Sequence[int]) -> Tensor:
