@@ -1,4 +1,4 @@
-"""Weights as oneDNN reads them, for the few rows of a step of decoding on the host.
+"""Weights as oneDNN reads them, for the few rows of a step of decoding or of a short prompt on the host.
 
 Such a product takes as long as it takes to read the weight. oneDNN reads blocks, which it makes in each product from a
 weight as checkpoints have it. Made once they are a second copy of the weight, to the bit as good.
