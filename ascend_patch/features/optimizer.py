@@ -9,6 +9,7 @@ from ascend_patch.engine.patch import Patch
 from ascend_patch.features.conditions import without_fused_optimizer, without_transformer_engine
 
 TRUE, FALSE = True, False
+_PART_OF_NORM = 2**16
 
 
 def _accumulate(total_input, grad_output, main_grad) -> None:
@@ -35,12 +36,17 @@ def local_multi_tensor_scale(chunk_size, noop_flag, tensor_lists, scale) -> None
 
 
 def local_multi_tensor_l2_norm(chunk_size, noop_flag, tensor_lists, per_tensor, *args):
-    """Apex's ``multi_tensor_l2norm`` without norms of single tensors: ``(float32 [1], None)``, left on the device."""
+    """Apex's ``multi_tensor_l2norm`` without norms of single tensors: ``(float32 [1], None)``, left on the device.
+
+    The host adds squares one after the other: of 30 million numbers the norm was off by 1.6e-3, in parts by 2e-7.
+    """
     import torch
 
     tensors = [t for tensors in tensor_lists for t in tensors]
     if not tensors:
         return torch.zeros(1, dtype=torch.float32, device=torch.cuda.current_device()), None
+    if tensors[0].device.type == "cpu":
+        tensors = [part for t in tensors for part in t.reshape(-1).split(_PART_OF_NORM)]
     norms = torch.stack([norm.float() for norm in torch._foreach_norm(tensors)])
     return torch.linalg.vector_norm(norms).reshape(1), None
 

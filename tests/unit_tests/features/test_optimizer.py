@@ -49,6 +49,12 @@ def test_norm_like_upstream() -> None:
     torch.testing.assert_close(norm[0].double(), expected, rtol=1e-6, atol=0.0)
 
 
+def test_norm_of_many_numbers() -> None:
+    gradients = [torch.randn(3_000_000) * 1e-3, torch.randn(1)]
+    norm, _ = local_multi_tensor_l2_norm(2048, None, [gradients], False)
+    torch.testing.assert_close(norm[0].double(), torch.cat(gradients).double().norm(), rtol=1e-6, atol=0.0)
+
+
 @pytest.mark.npu
 def test_on_the_device(npu_device) -> None:
     gradients = [torch.randn(7, 3), torch.randn(5)]
