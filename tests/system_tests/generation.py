@@ -81,8 +81,10 @@ def generate_counting(
 
 def transformers_greedy(model: torch.nn.Module, prompt: list[int], tokens: int, **options: object) -> list[int]:
     """What transformers generates for one prompt, whatever the end-of-sequence token."""
+    ids = torch.tensor([prompt])
     found = model.generate(
-        torch.tensor([prompt]),
+        ids,
+        attention_mask=torch.ones_like(ids),  # or it takes what looks like padding for padding
         max_new_tokens=tokens,
         do_sample=False,
         eos_token_id=None,

@@ -68,9 +68,7 @@ ROWS = (
         without={"no_gradient_accumulation_fusion": True},
         why="the fusion needs the patch",
     ),
-    Row(("optimizer.multi_tensor_scale",)),
-    Row(("optimizer.multi_tensor_norm",)),
-    Row(("optimizer.copy_to_model",)),
+    Row(("optimizer.multi_tensor_scale", "optimizer.multi_tensor_norm", "optimizer.copy_to_model")),
     Row(("optimizer.loss_scale", "training.statistics", "training.validation")),
     Row(
         (
@@ -85,24 +83,19 @@ ROWS = (
             "inputs.tokenizer",
             "inputs.tracker",
             "process_groups.hosts",
+            "instruction.flag",
+            "instruction.dataset",
+            "lora.flags",
+            "lora.model",
+            "lora.checkpoint",
+            "tp_comm_overlap.linear",
+            "tp_comm_overlap.initialize",
+            "moe.expert_overlap",
         ),
-        why="these only refuse or explain: one run without all of them",
-    ),
-    Row(
-        ("instruction.flag", "instruction.dataset"),
-        why="they act on instruction data alone: one run without both (tests/system_tests/test_instruction.py has it)",
-    ),
-    Row(
-        ("lora.flags", "lora.model", "lora.checkpoint"),
-        why="they act where adapters are asked for: one run without them (tests/system_tests/test_lora.py has it)",
-    ),
-    Row(
-        ("tp_comm_overlap.linear", "tp_comm_overlap.initialize"),
-        why="for --tp-comm-overlap alone: one run without both (tests/system_tests/test_tp_comm_overlap.py has it)",
-    ),
-    Row(
-        ("moe.expert_overlap",),
-        why="for one flag alone: one run without the patch (tests/system_tests/test_expert_overlap.py has it)",
+        why=(
+            "these refuse or explain, or act where a flag asks for them, whose tests have it (test_instruction.py, "
+            "test_lora.py, test_tp_comm_overlap.py, test_expert_overlap.py): one run without all of them"
+        ),
     ),
     Row(
         ("recompute.without_output",),

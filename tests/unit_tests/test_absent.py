@@ -47,6 +47,7 @@ def test_what_the_others_say(tmp_path: Path) -> None:
 def ranks(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], Job]:
     """A rank of a job of ten, with its own connection to the store."""
     monkeypatch.setattr(absent, "GRACE", 0.5)
+    monkeypatch.setattr(absent, "_REPLY", SLOW)
     server = TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
 
     def rank(number: int) -> Job:
