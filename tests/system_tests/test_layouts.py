@@ -77,16 +77,7 @@ LAYOUTS |= {
 }
 LAYOUTS |= {
     "cp2_tp2": (4, CP2 | TP2_SP | {"cp_comm_type": "a2a"}),
-    "cp4_packed": (
-        4,
-        {
-            "context_parallel_size": 4,
-            "cp_comm_type": ("a2a", "allgather", "allgather", "a2a"),
-            # Norms of whole gradients, as one process has them: torch's norm on the host loses digits with length.
-            "use_distributed_optimizer": False,
-            "overlap_param_gather": False,
-        },
-    ),
+    "cp4_packed": (4, {"context_parallel_size": 4, "cp_comm_type": ("a2a", "allgather", "allgather", "a2a")}),
 }
 CONTEXT = ("cp2", "cp2_a2a", "cp2_allgather", "cp4_each_layer", "cp2_tp2_ep2")
 COMPARED = ("tp2_sp", "ep2", "pp2", "tp2_pp2_ep2", *CONTEXT, "etp2", *DISPATCHED, "tp2_ep4", "tp2_ep4_etp1_allgather")
